@@ -1,0 +1,250 @@
+//! What can go wrong, one variant for each thing a caller can do about it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::types::{ClusterId, LeaseId, Revision, Ticket};
+
+/// Why a data directory was not opened. Nothing was written to it, except where a variant says so.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is outside its range; nothing was opened.
+    #[error("{setting} is {value}, but {rule}")]
+    Config {
+        /// The setting's name.
+        setting: &'static str,
+        /// What it was set to.
+        value: String,
+        /// The rule it breaks.
+        rule: String,
+    },
+    /// Another process (or another handle in this one) holds the directory. Stop it, or choose another directory.
+    #[error("{path} is in use by another process or another Cluster in this one: a data directory belongs to one node")]
+    InUse {
+        /// The file that is locked.
+        path: PathBuf,
+    },
+    /// The directory held this node's data once and part of it is missing or from another time.
+    ///
+    /// The node must not come back under this identity: what it promised may be forgotten. Replace the member with one
+    /// on an empty directory.
+    #[error("{path}: {what}: this member's data is lost; replace the member, starting it on an empty directory")]
+    DataLost {
+        /// The directory.
+        path: PathBuf,
+        /// What is missing, or does not fit.
+        what: String,
+    },
+    /// A disk error stopped this node in an earlier run. What the disk holds since is not known. Replace the member.
+    #[error("{path} is marked as failed ({reason}): replace the member, starting it on an empty directory")]
+    Failed {
+        /// The marker file.
+        path: PathBuf,
+        /// What the marker says.
+        reason: String,
+    },
+    /// The files are damaged.
+    #[error("{path} is damaged: {what}; replace the member, starting it on an empty directory")]
+    Corrupted {
+        /// The damaged file.
+        path: PathBuf,
+        /// What does not add up.
+        what: String,
+    },
+    /// The directory was written by a newer release. Start that release.
+    #[error("{path} has format {found}; this build reads up to {known}: start the newer release")]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format version.
+        found: u64,
+        /// The newest one this build reads.
+        known: u64,
+    },
+    /// The directory is another node's. Nothing was changed.
+    #[error("{path} belongs to node {found:?}, but this node was started as {wanted:?}")]
+    OtherNode {
+        /// The directory.
+        path: PathBuf,
+        /// The name in the directory.
+        found: String,
+        /// The name in the arguments.
+        wanted: String,
+    },
+    /// The directory cannot be opened or created.
+    #[error("cannot open {path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The peers do not agree on who forms the cluster.
+    #[error("{0}")]
+    Formation(#[from] FormationError),
+}
+
+/// Why no cluster was formed, or why this node may not be part of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormationError {
+    /// Two nodes were started with different lists of peers.
+    #[error("{here} was started with the peers {ours}, {there} with {theirs}: give every node the same list")]
+    DifferentPeers {
+        /// This node's name.
+        here: String,
+        /// This node's list.
+        ours: String,
+        /// The other's name.
+        there: String,
+        /// The other's list.
+        theirs: String,
+    },
+    /// A peer holds data of another cluster.
+    #[error("{here} belongs to cluster {ours}, {there} to cluster {theirs}: one of them has the wrong directory")]
+    OtherCluster {
+        /// This node's name.
+        here: String,
+        /// This node's cluster.
+        ours: ClusterId,
+        /// The other's name.
+        there: String,
+        /// The other's cluster.
+        theirs: ClusterId,
+    },
+    /// This node's directory is empty, but its peers already form a cluster that had it as a member.
+    #[error(
+        "the directory of {here} is empty, but {there} already belongs to cluster {cluster}: \
+         what {here} promised is lost; replace the member"
+    )]
+    DataLost {
+        /// This node's name.
+        here: String,
+        /// A peer that holds data.
+        there: String,
+        /// The cluster it belongs to.
+        cluster: ClusterId,
+    },
+}
+
+/// Why an operation has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The input cannot be accepted; nothing was sent. Mend the call.
+    #[error("{what}: {why}")]
+    Invalid {
+        /// The offending argument.
+        what: &'static str,
+        /// The rule, with the values.
+        why: String,
+    },
+    /// It was not carried out and never will be. Trying again is safe.
+    #[error("not applied after {waited:?}: {why}; it is safe to try again")]
+    NotApplied {
+        /// What stood in the way.
+        why: Obstacle,
+        /// How long the operation tried.
+        waited: Duration,
+    },
+    /// It may or may not have been carried out. Ask with `Cluster::resolve` before doing it again.
+    #[error("the outcome of write {ticket} is not known: resolve the ticket before writing again")]
+    Indeterminate {
+        /// Names the write.
+        ticket: Ticket,
+    },
+    /// The lease is not there: it expired or was revoked. Open a new session and attach the keys again.
+    #[error("lease {lease} has expired or was revoked: open a new session")]
+    LeaseNotFound {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// The guard was superseded; what it protected now belongs to somebody else. Stop the work it covered.
+    #[error("superseded: the claim of fence {held} is gone (revision {current}); stop the work it covered")]
+    Fenced {
+        /// The guard's fence.
+        held: u64,
+        /// The store's revision when this was found out.
+        current: Revision,
+    },
+    /// The history asked for is no longer kept. Read again and go on from there.
+    #[error("revision {requested} is compacted; the oldest kept is {oldest}: read again and watch from there")]
+    Compacted {
+        /// What was asked for.
+        requested: Revision,
+        /// The oldest revision that can still be asked for.
+        oldest: Revision,
+    },
+    /// The stored value is not what the caller reads it as. Read it with the type and codec it was written with.
+    #[error("the value at {key:?} {problem} (codec {codec}, schema version {version})")]
+    Codec {
+        /// The key.
+        key: String,
+        /// The codec byte found, or the codec the value was to be written with.
+        codec: u8,
+        /// The schema version found.
+        version: u32,
+        /// What does not fit.
+        problem: String,
+    },
+    /// The store is at its quota or the disk is nearly full; nothing was proposed. Deletes, reads and keepalives still work.
+    #[error("no space: {used} bytes of {limit} in use; delete keys, or raise the quota")]
+    NoSpace {
+        /// Bytes in use.
+        used: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// This node has stopped: shut down, or stopped by itself after a disk error or a bug. Its last words are in `reason`.
+    #[error("this node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What kept an operation from being carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// No leader could be reached.
+    #[error("no leader is known")]
+    NoLeader,
+    /// The leader did not answer, and what was sent cannot have been carried out.
+    #[error("the leader did not answer in time")]
+    Timeout,
+    /// A limit on work under way is reached.
+    #[error("too much is under way ({what}, limit {limit})")]
+    Busy {
+        /// Which limit.
+        what: &'static str,
+        /// Its value.
+        limit: u64,
+    },
+    /// The lock is held and the caller did not want to wait (any longer).
+    #[error("held by somebody else")]
+    Held,
+}
+
+/// The disk, or what was read from it, broke. The first one stops the node for good.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{file}: {what}: {reason}")]
+pub(crate) struct StorageError {
+    pub(crate) file: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) reason: String,
+}
+
+impl StorageError {
+    pub(crate) fn new(file: &'static str, what: &'static str, reason: impl std::fmt::Display) -> Self {
+        StorageError { file, what, reason: reason.to_string() }
+    }
+}
+
+impl From<StorageError> for io::Error {
+    fn from(error: StorageError) -> Self {
+        io::Error::other(error.to_string())
+    }
+}

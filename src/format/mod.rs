@@ -1,0 +1,7 @@
+//! Every byte that outlives the process or leaves it.
+//!
+//! Each format starts with a version of its own and is pinned by golden bytes in its tests. Integers are little-endian
+//! base-128 varints unless a line says otherwise; byte strings carry their length. Decoding never allocates more than the
+//! input justifies, refuses what it does not know, and refuses bytes left over.
+
+pub(crate) mod wire;
