@@ -1,9 +1,11 @@
+//! quorate: a consensus key-value store inside your own process.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
-#![allow(dead_code)]
-//! quorate
-pub(crate) mod command;
+#![allow(dead_code, unused_imports)]
+
+mod command;
 mod error;
-pub(crate) mod format;
-pub(crate) mod state_machine;
+mod format;
+mod rt;
+mod state_machine;
 mod types;

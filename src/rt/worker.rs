@@ -1,0 +1,402 @@
+//! Runs a synchronous engine behind a mailbox: on a thread of its own, or inline as a task.
+//!
+//! An [`Engine`] is a function over a queue of operations. It knows no threads, tasks or clock, so that a simulated run
+//! can drive the very code that production drives: production uses [`Drive::Thread`], because an engine sits in fsync for
+//! most of its life; tests and simulations under a paused clock use [`Drive::Inline`].
+//!
+//! Promised:
+//! * Operations reach the engine in the order in which they were pushed.
+//! * A panic in a step ends the driver: it is logged, the engine is told, and the mailbox refuses further operations.
+//! * Operations that the engine never took are dropped, not leaked. Whoever waits for one learns of it through the drop
+//!   of the callback inside, so a callback must mean "failed" when it is dropped.
+//!
+//! The mailbox has no limit of its own: a façade bounds what it lets in (the log by unflushed bytes).
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use std::{io, mem, thread};
+
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::watermark::Watermark;
+
+/// Work that is done in steps.
+pub(crate) trait Engine: Send + 'static {
+    type Op: Send + 'static;
+
+    /// Takes what it likes from the front of `queue` and works it off; what it leaves is offered again.
+    ///
+    /// A step with an empty queue says that the time of an earlier [`Step::Within`] is up, that the watermark of a
+    /// [`Step::After`] is reached, or follows a [`Step::Again`].
+    fn step(&mut self, queue: &mut VecDeque<Self::Op>) -> Step;
+
+    /// A step panicked with `message`. Nothing is called after this; what is still queued will be dropped.
+    fn panicked(&mut self, message: &str);
+}
+
+/// When to call next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// When there is an operation.
+    Idle,
+    /// At once, with whatever has come meanwhile.
+    Again,
+    /// When there is an operation, and with an empty queue once this much time has passed. Steps that answer `Within`
+    /// one after another do not push the time back: it runs from the first of them.
+    Within(Duration),
+    /// Once the watermark has reached the number or is closed, and not before, whatever comes.
+    After(Watermark, u64),
+    /// Never again. What is still queued is dropped.
+    Stop,
+}
+
+/// Where an engine runs.
+#[derive(Clone)]
+pub(crate) enum Drive {
+    /// On a thread of its own.
+    Thread,
+    /// As a task of the current tokio runtime.
+    Inline,
+    /// As a task that awaits this before each step, standing in for the time that the step's I/O would take.
+    Delayed(Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>),
+}
+
+/// Starts `engine` under `name` with a mailbox of its own.
+///
+/// # Errors
+/// The system's, when it gives no thread.
+pub(crate) fn drive<E: Engine>(name: &str, how: Drive, engine: E) -> io::Result<(Mailbox<E::Op>, Driver)> {
+    let mailbox = Mailbox::new();
+    let driver = drive_from(&mailbox, name, how, engine)?;
+    Ok((mailbox, driver))
+}
+
+/// Starts `engine` on a mailbox that was made before, with whatever is in it already.
+///
+/// The driver ends when the engine says [`Step::Stop`], when it panics, or when every clone of the mailbox is gone and
+/// all that was pushed has been worked off.
+///
+/// # Errors
+/// The system's, when it gives no thread.
+pub(crate) fn drive_from<E: Engine>(mailbox: &Mailbox<E::Op>, name: &str, how: Drive, engine: E) -> io::Result<Driver> {
+    let ended = Watermark::new();
+    let running = Running {
+        name: name.to_owned(),
+        inbox: Outlet(mailbox.inbox.clone()),
+        queue: VecDeque::new(),
+        engine,
+        due: None,
+        _ended: Ended(ended.clone()),
+    };
+    match how {
+        Drive::Thread => drop(thread::Builder::new().name(name.to_owned()).spawn(move || running.on_thread())?),
+        Drive::Inline => drop(tokio::spawn(running.as_task(None))),
+        Drive::Delayed(delay) => drop(tokio::spawn(running.as_task(Some(delay)))),
+    }
+    Ok(Driver { ended })
+}
+
+/// Tells when an engine has ended. Dropping it changes nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Driver {
+    ended: Watermark,
+}
+
+impl Driver {
+    /// Waits until the engine has been dropped, with all its files closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future only ends the waiting.
+    pub(crate) async fn join(&self) {
+        self.ended.wait(1).await.expect("the watermark is never closed");
+    }
+
+    /// As [`Driver::join`], for threads.
+    pub(crate) fn join_blocking(&self) {
+        self.ended.wait_blocking(1).expect("the watermark is never closed");
+    }
+}
+
+/// The way in. Clones feed one queue.
+pub(crate) struct Mailbox<Op> {
+    inbox: Arc<Inbox<Op>>,
+}
+
+impl<Op> Mailbox<Op> {
+    pub(crate) fn new() -> Self {
+        let state = InboxState { queue: VecDeque::new(), senders: 1, closed: false, waker: None };
+        Mailbox { inbox: Arc::new(Inbox { state: Mutex::new(state), arrived: Condvar::new() }) }
+    }
+
+    /// Queues `op` and wakes the driver; never blocks. Gives `op` back if the driver has ended.
+    pub(crate) fn push(&self, op: Op) -> Result<(), Op> {
+        let mut state = self.inbox.lock();
+        if state.closed {
+            return Err(op);
+        }
+        state.queue.push_back(op);
+        self.inbox.notify(state);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl<Op> Mailbox<Op> {
+    /// Moves all that has come to the end of `queue`, in place of a driver.
+    pub(crate) fn take(&self, queue: &mut VecDeque<Op>) {
+        self.inbox.take(queue);
+    }
+}
+
+impl<Op> Clone for Mailbox<Op> {
+    fn clone(&self) -> Self {
+        self.inbox.lock().senders += 1;
+        Mailbox { inbox: self.inbox.clone() }
+    }
+}
+
+impl<Op> Drop for Mailbox<Op> {
+    fn drop(&mut self) {
+        let mut state = self.inbox.lock();
+        state.senders -= 1;
+        if state.senders == 0 {
+            self.inbox.notify(state);
+        }
+    }
+}
+
+struct Inbox<Op> {
+    state: Mutex<InboxState<Op>>,
+    arrived: Condvar,
+}
+
+struct InboxState<Op> {
+    queue: VecDeque<Op>,
+    senders: usize,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+/// What ended the wait for operations.
+enum Arrival {
+    Ops,
+    /// The time of a `Within` is up.
+    Due,
+    /// No sender is left and nothing is queued.
+    Abandoned,
+}
+
+impl<Op> Inbox<Op> {
+    fn lock(&self) -> MutexGuard<'_, InboxState<Op>> {
+        self.state.lock().expect("no holder of the lock panics")
+    }
+
+    fn notify(&self, mut state: MutexGuard<'_, InboxState<Op>>) {
+        let waker = state.waker.take();
+        drop(state);
+        self.arrived.notify_one();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Moves all that has come to the end of `queue`.
+    fn take(&self, queue: &mut VecDeque<Op>) {
+        queue.append(&mut self.lock().queue);
+    }
+
+    fn wait_blocking(&self, due: Option<Instant>) -> Arrival {
+        let mut state = self.lock();
+        loop {
+            if let Some(arrival) = state.arrival() {
+                return arrival;
+            }
+            state = match due.map(|due| due.saturating_duration_since(Instant::now())) {
+                None => self.arrived.wait(state).expect("no holder of the lock panics"),
+                Some(Duration::ZERO) => return Arrival::Due,
+                Some(left) => self.arrived.wait_timeout(state, left).expect("no holder of the lock panics").0,
+            };
+        }
+    }
+
+    async fn wait(&self, due: Option<Instant>) -> Arrival {
+        let arrival = poll_fn(|cx| self.poll_arrival(cx));
+        match due {
+            None => arrival.await,
+            Some(due) => tokio::time::timeout_at(due, arrival).await.unwrap_or(Arrival::Due),
+        }
+    }
+
+    fn poll_arrival(&self, cx: &mut Context<'_>) -> Poll<Arrival> {
+        let mut state = self.lock();
+        match state.arrival() {
+            Some(arrival) => Poll::Ready(arrival),
+            None => {
+                state.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<Op> InboxState<Op> {
+    fn arrival(&self) -> Option<Arrival> {
+        if !self.queue.is_empty() { Some(Arrival::Ops) } else { (self.senders == 0).then_some(Arrival::Abandoned) }
+    }
+}
+
+/// What the two drivers share: everything but the waiting.
+///
+/// Dropped from top to bottom, also when a task is aborted: the mailbox closes first, so that nothing can be pushed
+/// after the queued operations are dropped, and the end is told last, when the engine's files are closed.
+struct Running<E: Engine> {
+    name: String,
+    inbox: Outlet<E::Op>,
+    /// Taken from the inbox, not yet taken by the engine.
+    queue: VecDeque<E::Op>,
+    engine: E,
+    /// When the time of the first `Within` in a row is up.
+    due: Option<Instant>,
+    _ended: Ended,
+}
+
+/// The driver's end of the inbox.
+struct Outlet<Op>(Arc<Inbox<Op>>);
+
+impl<Op> Deref for Outlet<Op> {
+    type Target = Inbox<Op>;
+
+    fn deref(&self) -> &Inbox<Op> {
+        &self.0
+    }
+}
+
+impl<Op> Drop for Outlet<Op> {
+    fn drop(&mut self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let orphans = mem::take(&mut state.queue);
+        // Callbacks run as these are dropped, and may come back to the mailbox.
+        drop(state);
+        drop(orphans);
+    }
+}
+
+struct Ended(Watermark);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.advance(1);
+    }
+}
+
+/// What to wait for before the next step.
+enum Next {
+    Now,
+    Arrival,
+    Mark(Watermark, u64),
+    End,
+}
+
+impl<E: Engine> Running<E> {
+    fn on_thread(mut self) {
+        let mut next = Next::Arrival;
+        loop {
+            match next {
+                Next::Now => self.inbox.take(&mut self.queue),
+                Next::Arrival => {
+                    let arrival = self.inbox.wait_blocking(self.due);
+                    if !self.arrived(arrival) {
+                        return;
+                    }
+                }
+                Next::Mark(mark, target) => {
+                    // A closed watermark is the engine's to notice.
+                    let _ = mark.wait_blocking(target);
+                    self.inbox.take(&mut self.queue);
+                }
+                Next::End => return,
+            }
+            next = self.step();
+        }
+    }
+
+    async fn as_task(mut self, delay: Option<Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>>) {
+        let mut next = Next::Arrival;
+        loop {
+            match next {
+                Next::Now => {
+                    // A thread would be preempted here; a task has to give way by itself.
+                    tokio::task::yield_now().await;
+                    self.inbox.take(&mut self.queue);
+                }
+                Next::Arrival => {
+                    let arrival = self.inbox.wait(self.due).await;
+                    if !self.arrived(arrival) {
+                        return;
+                    }
+                }
+                Next::Mark(mark, target) => {
+                    let _ = mark.wait(target).await;
+                    self.inbox.take(&mut self.queue);
+                }
+                Next::End => return,
+            }
+            if let Some(delay) = &delay {
+                delay().await;
+            }
+            next = self.step();
+        }
+    }
+
+    /// Fills the queue as the arrival asks for; false when there is nothing to wait for any more.
+    fn arrived(&mut self, arrival: Arrival) -> bool {
+        match arrival {
+            Arrival::Ops => self.inbox.take(&mut self.queue),
+            // The queue stays empty even if something has come this moment: that is how the engine knows.
+            Arrival::Due => self.due = None,
+            // What may wait has no more to wait for: an empty step, as if the time were up, and then the end.
+            Arrival::Abandoned => return self.due.take().is_some(),
+        }
+        true
+    }
+
+    fn step(&mut self) -> Next {
+        let Running { engine, queue, .. } = self;
+        let step = match catch_unwind(AssertUnwindSafe(|| engine.step(queue))) {
+            Ok(step) => step,
+            Err(panic) => {
+                let message = panic_message(&*panic);
+                tracing::error!(engine = %self.name, message, "an engine panicked; it is stopped for good");
+                self.engine.panicked(message);
+                return Next::End;
+            }
+        };
+        if !matches!(step, Step::Within(_)) {
+            self.due = None;
+        }
+        match step {
+            Step::Idle if self.queue.is_empty() => Next::Arrival,
+            // Left in the queue by an engine that says it is idle: offer it again rather than wait for a companion.
+            Step::Idle | Step::Again => Next::Now,
+            Step::Within(time) => {
+                self.due.get_or_insert_with(|| Instant::now() + time);
+                Next::Arrival
+            }
+            Step::After(mark, target) => Next::Mark(mark, target),
+            Step::Stop => Next::End,
+        }
+    }
+}
+
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
+}
