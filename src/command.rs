@@ -86,6 +86,10 @@ impl KeyRange {
         KeyRange { start: prefix, end: end.map(Bytes::from) }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| *end <= self.start)
+    }
+
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         key >= self.start.as_ref() && self.end.as_ref().is_none_or(|end| key < end.as_ref())
     }

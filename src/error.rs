@@ -197,6 +197,9 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// No cluster was formed: the nodes' arguments or directories do not go together.
+    #[error(transparent)]
+    Formation(#[from] FormationError),
     /// This node has stopped: shut down, or stopped by itself after a disk error or a bug. Its last words are in `reason`.
     #[error("this node has stopped: {reason}")]
     Stopped {
@@ -223,6 +226,9 @@ pub enum Obstacle {
         /// Its value.
         limit: u64,
     },
+    /// Somebody resolved the write's ticket before it was decided, so that it never will be.
+    #[error("its ticket was resolved as never applied")]
+    Sealed,
     /// The lock is held and the caller did not want to wait (any longer).
     #[error("held by somebody else")]
     Held,

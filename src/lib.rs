@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod command;
+mod config;
 mod error;
 mod format;
 mod rt;

@@ -4,4 +4,14 @@
 //! base-128 varints unless a line says otherwise; byte strings carry their length. Decoding never allocates more than the
 //! input justifies, refuses what it does not know, and refuses bytes left over.
 
+pub(crate) mod command;
+pub(crate) mod identity;
+pub(crate) mod keys;
+pub(crate) mod log;
+pub(crate) mod message;
+pub(crate) mod parts;
+pub(crate) mod record;
+pub(crate) mod rows;
+pub(crate) mod snapshot;
+pub(crate) mod state;
 pub(crate) mod wire;

@@ -21,6 +21,15 @@ pub(crate) enum DecodeError {
     Utf8(&'static str),
 }
 
+impl DecodeError {
+    /// The bytes are whole but say something this build has no word for: a newer release wrote them.
+    ///
+    /// Only meaningful for bytes whose checksum was verified; damaged ones can look like anything.
+    pub(crate) fn is_newer(&self) -> bool {
+        matches!(self, DecodeError::UnknownTag { .. } | DecodeError::UnknownVersion { .. })
+    }
+}
+
 /// Appends values to a buffer. Writing cannot fail.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {

@@ -1,8 +1,35 @@
 //! The replicated state: a function of the log and nothing else.
+//!
+//! [`State::apply`] is the only place where it changes. It knows no clock, no randomness, no order but that of keys and
+//! numbers, and no database: it reads and writes through [`Rows`], a few calls which the storage engine implements. Each
+//! applied entry gives an answer for its proposer and the changes for watchers; values stay in the rows, and
+//! [`KeyIndex`] says in memory where. Readers use [`read`] with the same index.
+//!
+//! What is left to others: that entries come in log order and once each, that everything written between two commits
+//! becomes durable together, and limits on the size of keys, values and transactions, which the proposer checks.
+
+mod apply;
+mod client;
+mod hash;
+mod history;
+pub(crate) mod index;
+mod lease;
+#[cfg(test)]
+pub(crate) mod memory;
+pub(crate) mod read;
+mod state;
+mod txn;
+
+use std::ops::{ControlFlow, RangeInclusive};
 
 use bytes::Bytes;
 
+pub(crate) use self::client::ANSWERS_MAX;
+pub(crate) use self::index::KeyIndex;
+pub(crate) use self::read::ReadError;
+pub(crate) use self::state::{Counters, State};
 use crate::command::RecordId;
+use crate::types::Revision;
 
 /// The groups of rows the state machine keeps, beside its records.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +42,8 @@ pub(crate) enum RowSpace {
     Client,
     /// One row per remembered answer: client, then seq.
     Answer,
+    /// What this node alone remembers (how far it has swept). No part of the state's hash, nor of a snapshot.
+    Local,
 }
 
 /// Reads what the state machine has written. Implemented by the storage engine and, for tests, by maps in memory.
@@ -24,8 +53,18 @@ pub(crate) trait RowsRead {
     /// The encoded record at `id`.
     fn record(&self, id: RecordId) -> Result<Option<Bytes>, RowError>;
     fn row(&self, space: RowSpace, key: &[u8]) -> Result<Option<Bytes>, RowError>;
+    /// Calls `each` with every record of `ids`, in ascending order, until it breaks off or returns an error.
+    fn records_in(
+        &self,
+        ids: RangeInclusive<RecordId>,
+        each: &mut dyn FnMut(RecordId, Bytes) -> Result<ControlFlow<()>, RowError>,
+    ) -> Result<(), RowError>;
     /// Calls `each` with every record, in ascending order, until it returns an error.
-    fn each_record(&self, each: &mut dyn FnMut(RecordId, Bytes) -> Result<(), RowError>) -> Result<(), RowError>;
+    fn each_record(&self, each: &mut dyn FnMut(RecordId, Bytes) -> Result<(), RowError>) -> Result<(), RowError> {
+        let first = RecordId { revision: Revision::ZERO, ordinal: 0 };
+        let last = RecordId { revision: Revision::new(u64::MAX), ordinal: u32::MAX };
+        self.records_in(first..=last, &mut |id, record| each(id, record).map(ControlFlow::Continue))
+    }
     /// Calls `each` with every row of one space, in ascending order of key, until it returns an error.
     fn each_row(
         &self,
@@ -34,7 +73,8 @@ pub(crate) trait RowsRead {
     ) -> Result<(), RowError>;
 }
 
-/// Writes as well. Everything written for one entry becomes visible and durable together.
+/// Writes as well. Everything written for one entry becomes visible and durable together. Removing what is not there is no
+/// error.
 pub(crate) trait Rows: RowsRead {
     fn put_record(&mut self, id: RecordId, record: &[u8]) -> Result<(), RowError>;
     fn remove_record(&mut self, id: RecordId) -> Result<(), RowError>;

@@ -1,0 +1,138 @@
+//! Every knob, with its unit, default and range, checked once before anything is opened.
+
+use std::time::Duration;
+
+use crate::error::StartError;
+
+/// How fast the members of a cluster notice each other's silence.
+///
+/// The three durations are one setting: choose `election_min` for how long a cluster may be without a leader after one
+/// dies (about `election_max` on average), and keep it well above the slowest ordinary fsync plus a round trip.
+/// Every node of a cluster should use the same values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How often the leader tells its followers that it lives. Default 200 ms; from 10 ms to a third of `election_min`.
+    pub heartbeat: Duration,
+    /// The shortest silence after which a follower asks for an election. Default 1 s.
+    pub election_min: Duration,
+    /// The longest such silence; each node draws its own between the two. Default 2 s; more than `election_min`.
+    pub election_max: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            heartbeat: Duration::from_millis(200),
+            election_min: Duration::from_millis(1000),
+            election_max: Duration::from_millis(2000),
+        }
+    }
+}
+
+impl Timing {
+    /// For nodes in one process or one machine room with fast disks, and for tests: elections within about 300 ms.
+    pub fn fast() -> Self {
+        Timing {
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(200),
+            election_max: Duration::from_millis(400),
+        }
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        let wrong = |setting, value: Duration, rule: String| {
+            Err(StartError::Config { setting, value: format!("{value:?}"), rule })
+        };
+        if self.heartbeat < Duration::from_millis(10) {
+            return wrong("timing.heartbeat", self.heartbeat, "it must be at least 10ms".into());
+        }
+        if self.election_min < self.heartbeat * 3 {
+            return wrong(
+                "timing.election_min",
+                self.election_min,
+                format!("it must be at least 3 heartbeats of {:?}", self.heartbeat),
+            );
+        }
+        if self.election_max <= self.election_min {
+            return wrong(
+                "timing.election_max",
+                self.election_max,
+                format!("it must be above election_min, {:?}", self.election_min),
+            );
+        }
+        if self.election_max > Duration::from_secs(60) {
+            return wrong("timing.election_max", self.election_max, "it must be at most 60s".into());
+        }
+        Ok(())
+    }
+}
+
+/// Where a node's own tasks run.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Runtime {
+    /// On a thread of the node's own (default): a busy host cannot starve heartbeats.
+    #[default]
+    Dedicated,
+    /// On the runtime the builder is awaited on. For tests on a paused clock.
+    Current,
+}
+
+/// Everything about one node that is not its name, its place or its peers.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) timing: Timing,
+    pub(crate) runtime: Runtime,
+    /// How long an operation tries before it gives up, unless the call says otherwise.
+    pub(crate) timeout: Duration,
+    /// Logical bytes of all reachable records beyond which growing writes are refused before they are proposed.
+    pub(crate) quota_bytes: u64,
+    /// Revisions of history to keep below the newest.
+    pub(crate) history_revisions: u64,
+    /// How long a client record outlives its process. Below this no write is forgotten while it is being retried.
+    pub(crate) client_ttl: Duration,
+    /// Whether the engines run on threads (production) or on tasks of the node's runtime (paused clocks).
+    pub(crate) inline_storage: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            timing: Timing::default(),
+            runtime: Runtime::default(),
+            timeout: Duration::from_secs(10),
+            quota_bytes: 2 << 30,
+            history_revisions: 100_000,
+            client_ttl: Duration::from_secs(300),
+            inline_storage: false,
+        }
+    }
+}
+
+impl Settings {
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        self.timing.check()?;
+        let at_least = |setting, value: Duration, least: Duration| {
+            let rule = format!("it must be at least {least:?}");
+            if value < least { Err(StartError::Config { setting, value: format!("{value:?}"), rule }) } else { Ok(()) }
+        };
+        at_least("timeout", self.timeout, Duration::from_millis(1))?;
+        if self.history_revisions < 1000 {
+            let rule = "it must be at least 1000 revisions".into();
+            return Err(StartError::Config { setting: "history", value: self.history_revisions.to_string(), rule });
+        }
+        Ok(())
+    }
+}
+
+/// Longest key, table name included, in bytes.
+pub const KEY_BYTES_MAX: usize = 4 * 1024;
+/// Largest value, header included, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest single write (all keys and values of one transaction), in bytes.
+pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most compares and operations in one transaction.
+pub const TXN_OPS_MAX: usize = 4096;
+/// Shortest and longest time to live of a key or a session.
+pub const TTL_MIN: Duration = Duration::from_millis(1);
+/// See [`TTL_MIN`].
+pub const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,0 +1,498 @@
+//! Frames between nodes: an envelope that says whose they are, and one request or reply.
+//!
+//! Layout: CRC-32 over the rest, version byte, cluster id (or none), sender, sender's incarnation, target, nonce, kind,
+//! body. A reply repeats the request's nonce. Versioned as a whole: nodes of one cluster speak the lowest common version,
+//! of which there is one so far.
+
+use bytes::Bytes;
+
+use super::parts;
+use super::wire::{DecodeError, Reader, Writer, seal, unseal};
+use crate::types::{ClusterId, LeaderId, LeaseId, LogEntry, LogId, NodeId, StoredMembership, Vote};
+
+/// The only version so far.
+const VERSION: u8 = 1;
+
+/// Who a frame is from, whom it is for, and which question it answers.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// `None` only while a cluster is being formed.
+    pub(crate) cluster: Option<ClusterId>,
+    pub(crate) from: NodeId,
+    /// The nonce of the sender's data directory: tells a copy of a directory from the original's successor.
+    pub(crate) incarnation: u64,
+    /// `None` while the sender does not know the target's id.
+    pub(crate) to: Option<NodeId>,
+    /// Drawn per request; a reply repeats it.
+    pub(crate) nonce: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Entries (or none: a heartbeat), numbered within their stream so that early ones can be held back.
+    Append {
+        stream: u64,
+        seq: u64,
+        vote: Vote,
+        prev: Option<LogId>,
+        entries: Vec<LogEntry>,
+        commit: Option<LogId>,
+    },
+    Vote {
+        pre: bool,
+        vote: Vote,
+        last: Option<LogId>,
+        transfer: bool,
+    },
+    TransferLeader {
+        from: Vote,
+        to: NodeId,
+        last: Option<LogId>,
+    },
+    SnapshotBegin {
+        session: u64,
+        vote: Vote,
+        applied: Option<LogId>,
+        membership: StoredMembership,
+    },
+    SnapshotChunk {
+        session: u64,
+        index: u64,
+        chunk: Bytes,
+    },
+    SnapshotFinish {
+        session: u64,
+        vote: Vote,
+    },
+    /// Encoded proposals for the leader's log, in order.
+    Propose {
+        proposals: Vec<Bytes>,
+    },
+    /// Asks the leader for the index a linearizable read must wait for.
+    ReadIndex,
+    /// Renews leases.
+    KeepAlive {
+        leases: Vec<LeaseId>,
+    },
+    /// Asks the leader how long a lease has left.
+    Remaining {
+        lease: LeaseId,
+    },
+    /// First words of a node that would form a cluster: its name and its list of peers.
+    Hello {
+        name: String,
+        peers: Vec<String>,
+        promised: Option<ClusterId>,
+    },
+    /// Asks the receiver to be part of `cluster` and of no other.
+    Promise {
+        name: String,
+        peers: Vec<String>,
+        cluster: ClusterId,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    Append(AppendReply),
+    Vote {
+        vote: Vote,
+        granted: bool,
+        last: Option<LogId>,
+    },
+    /// Empty: accepted. Otherwise why not.
+    Transferred {
+        refused: Option<String>,
+    },
+    /// A step of a snapshot was taken, or why not.
+    Snapshot {
+        refused: Option<String>,
+    },
+    SnapshotInstalled {
+        vote: Vote,
+    },
+    /// One answer per proposal: the encoded response, or `None` when its fate is unknown here.
+    Proposed {
+        answers: Vec<Option<Bytes>>,
+    },
+    ReadIndex {
+        index: u64,
+    },
+    /// One per lease asked about.
+    KeptAlive {
+        results: Vec<KeepAlive>,
+    },
+    Remaining {
+        left_ms: Option<u64>,
+        ttl_ms: u64,
+    },
+    /// The receiver does not lead, and did nothing.
+    NotLeader {
+        leader: Option<LeaderId>,
+    },
+    /// The receiver leads but has no room or no quorum now, and did nothing.
+    Busy {
+        what: String,
+    },
+    Hello {
+        name: String,
+        peers: Vec<String>,
+        holds_data: bool,
+        promised: Option<ClusterId>,
+    },
+    Promised {
+        holds_data: bool,
+        promised: Option<ClusterId>,
+    },
+    /// The request could not be served; nothing more is known.
+    Failed {
+        why: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AppendReply {
+    Success,
+    Partial(Option<LogId>),
+    Conflict,
+    HigherVote(Vote),
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum KeepAlive {
+    /// Holds for another full time to live, counted from when the renewal was sent.
+    Renewed {
+        ttl_ms: u64,
+    },
+    NotFound,
+}
+
+impl Header {
+    fn write(&self, w: &mut Writer) {
+        w.option(self.cluster, |w, cluster| w.fixed_u128(cluster.get()));
+        w.fixed_u64(self.from.get());
+        w.fixed_u64(self.incarnation);
+        w.option(self.to, |w, to| w.fixed_u64(to.get()));
+        w.fixed_u64(self.nonce);
+    }
+
+    fn read(r: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Header {
+            cluster: r.option("cluster", |r| Ok(ClusterId::new(r.fixed_u128("cluster")?)))?,
+            from: NodeId::new(r.fixed_u64("sender")?),
+            incarnation: r.fixed_u64("incarnation")?,
+            to: r.option("target", |r| Ok(NodeId::new(r.fixed_u64("target")?)))?,
+            nonce: r.fixed_u64("nonce")?,
+        })
+    }
+}
+
+pub(crate) fn encode_request(header: &Header, request: &Request) -> Bytes {
+    frame(header, 256 + request.size_hint(), |w| request.write(w))
+}
+
+pub(crate) fn decode_request(frame: Bytes) -> Result<(Header, Request), DecodeError> {
+    let mut r = open(frame)?;
+    let header = Header::read(&mut r)?;
+    let request = Request::read(&mut r)?;
+    r.end("request")?;
+    Ok((header, request))
+}
+
+pub(crate) fn encode_reply(header: &Header, reply: &Reply) -> Bytes {
+    frame(header, 256 + reply.size_hint(), |w| reply.write(w))
+}
+
+pub(crate) fn decode_reply(frame: Bytes) -> Result<(Header, Reply), DecodeError> {
+    let mut r = open(frame)?;
+    let header = Header::read(&mut r)?;
+    let reply = Reply::read(&mut r)?;
+    r.end("reply")?;
+    Ok((header, reply))
+}
+
+fn frame(header: &Header, capacity: usize, body: impl FnOnce(&mut Writer)) -> Bytes {
+    let mut w = Writer::with_capacity(capacity);
+    w.u8(VERSION);
+    header.write(&mut w);
+    body(&mut w);
+    seal(w.as_slice())
+}
+
+fn open(frame: Bytes) -> Result<Reader, DecodeError> {
+    let mut r = Reader::new(unseal(frame, "frame")?);
+    match r.u8("frame version")? {
+        VERSION => Ok(r),
+        found => Err(DecodeError::UnknownVersion { what: "frame", found: found.into(), known: VERSION.into() }),
+    }
+}
+
+impl Request {
+    fn size_hint(&self) -> usize {
+        match self {
+            Request::Append { entries, .. } => entries.iter().map(parts::entry_size_hint).sum(),
+            Request::SnapshotChunk { chunk, .. } => chunk.len(),
+            Request::Propose { proposals } => proposals.iter().map(|p| p.len() + 4).sum(),
+            _ => 0,
+        }
+    }
+
+    fn write(&self, w: &mut Writer) {
+        match self {
+            Request::Append { stream, seq, vote, prev, entries, commit } => {
+                w.u8(1);
+                w.fixed_u64(*stream);
+                w.varint(*seq);
+                parts::put_vote(w, vote);
+                w.option(*prev, parts::put_log_id);
+                w.list(entries, parts::put_entry);
+                w.option(*commit, parts::put_log_id);
+            }
+            Request::Vote { pre, vote, last, transfer } => {
+                w.u8(2);
+                w.bool(*pre);
+                parts::put_vote(w, vote);
+                w.option(*last, parts::put_log_id);
+                w.bool(*transfer);
+            }
+            Request::TransferLeader { from, to, last } => {
+                w.u8(3);
+                parts::put_vote(w, from);
+                w.fixed_u64(to.get());
+                w.option(*last, parts::put_log_id);
+            }
+            Request::SnapshotBegin { session, vote, applied, membership } => {
+                w.u8(4);
+                w.fixed_u64(*session);
+                parts::put_vote(w, vote);
+                w.option(*applied, parts::put_log_id);
+                parts::put_stored_membership(w, membership);
+            }
+            Request::SnapshotChunk { session, index, chunk } => {
+                w.u8(5);
+                w.fixed_u64(*session);
+                w.varint(*index);
+                w.bytes(chunk);
+            }
+            Request::SnapshotFinish { session, vote } => {
+                w.u8(6);
+                w.fixed_u64(*session);
+                parts::put_vote(w, vote);
+            }
+            Request::Propose { proposals } => {
+                w.u8(7);
+                w.list(proposals, |w, p| w.bytes(p));
+            }
+            Request::ReadIndex => w.u8(8),
+            Request::KeepAlive { leases } => {
+                w.u8(9);
+                w.list(leases, |w, lease| w.varint(lease.get()));
+            }
+            Request::Remaining { lease } => {
+                w.u8(10);
+                w.varint(lease.get());
+            }
+            Request::Hello { name, peers, promised } => {
+                w.u8(11);
+                w.str(name);
+                w.list(peers, |w, peer| w.str(peer));
+                w.option(*promised, |w, id| w.fixed_u128(id.get()));
+            }
+            Request::Promise { name, peers, cluster } => {
+                w.u8(12);
+                w.str(name);
+                w.list(peers, |w, peer| w.str(peer));
+                w.fixed_u128(cluster.get());
+            }
+        }
+    }
+
+    fn read(r: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(match r.u8("request kind")? {
+            1 => Request::Append {
+                stream: r.fixed_u64("stream")?,
+                seq: r.varint("seq")?,
+                vote: parts::vote(r)?,
+                prev: r.option("prev", parts::log_id)?,
+                entries: r.list("entries", parts::entry)?,
+                commit: r.option("commit", parts::log_id)?,
+            },
+            2 => Request::Vote {
+                pre: r.bool("pre-vote")?,
+                vote: parts::vote(r)?,
+                last: r.option("last", parts::log_id)?,
+                transfer: r.bool("transfer")?,
+            },
+            3 => Request::TransferLeader {
+                from: parts::vote(r)?,
+                to: NodeId::new(r.fixed_u64("to")?),
+                last: r.option("last", parts::log_id)?,
+            },
+            4 => Request::SnapshotBegin {
+                session: r.fixed_u64("session")?,
+                vote: parts::vote(r)?,
+                applied: r.option("applied", parts::log_id)?,
+                membership: parts::stored_membership(r)?,
+            },
+            5 => Request::SnapshotChunk {
+                session: r.fixed_u64("session")?,
+                index: r.varint("chunk index")?,
+                chunk: r.bytes("chunk")?,
+            },
+            6 => Request::SnapshotFinish { session: r.fixed_u64("session")?, vote: parts::vote(r)? },
+            7 => Request::Propose { proposals: r.list("proposals", |r| r.bytes("proposal"))? },
+            8 => Request::ReadIndex,
+            9 => Request::KeepAlive { leases: r.list("leases", |r| Ok(LeaseId::new(r.varint("lease")?)))? },
+            10 => Request::Remaining { lease: LeaseId::new(r.varint("lease")?) },
+            11 => Request::Hello {
+                name: r.str("name")?,
+                peers: r.list("peers", |r| r.str("peer"))?,
+                promised: r.option("promised", |r| Ok(ClusterId::new(r.fixed_u128("promised")?)))?,
+            },
+            12 => Request::Promise {
+                name: r.str("name")?,
+                peers: r.list("peers", |r| r.str("peer"))?,
+                cluster: ClusterId::new(r.fixed_u128("cluster")?),
+            },
+            tag => return Err(DecodeError::UnknownTag { what: "request kind", tag: tag.into() }),
+        })
+    }
+}
+
+impl Reply {
+    fn size_hint(&self) -> usize {
+        match self {
+            Reply::Proposed { answers } => answers.iter().flatten().map(|a| a.len() + 5).sum(),
+            _ => 0,
+        }
+    }
+
+    fn write(&self, w: &mut Writer) {
+        match self {
+            Reply::Append(reply) => {
+                w.u8(1);
+                match reply {
+                    AppendReply::Success => w.u8(0),
+                    AppendReply::Partial(upto) => {
+                        w.u8(1);
+                        w.option(*upto, parts::put_log_id);
+                    }
+                    AppendReply::Conflict => w.u8(2),
+                    AppendReply::HigherVote(vote) => {
+                        w.u8(3);
+                        parts::put_vote(w, vote);
+                    }
+                }
+            }
+            Reply::Vote { vote, granted, last } => {
+                w.u8(2);
+                parts::put_vote(w, vote);
+                w.bool(*granted);
+                w.option(*last, parts::put_log_id);
+            }
+            Reply::Transferred { refused } => {
+                w.u8(3);
+                w.option(refused.as_ref(), |w, why| w.str(why));
+            }
+            Reply::Snapshot { refused } => {
+                w.u8(4);
+                w.option(refused.as_ref(), |w, why| w.str(why));
+            }
+            Reply::SnapshotInstalled { vote } => {
+                w.u8(5);
+                parts::put_vote(w, vote);
+            }
+            Reply::Proposed { answers } => {
+                w.u8(6);
+                w.list(answers, |w, answer| w.option(answer.as_ref(), |w, bytes| w.bytes(bytes)));
+            }
+            Reply::ReadIndex { index } => {
+                w.u8(7);
+                w.varint(*index);
+            }
+            Reply::KeptAlive { results } => {
+                w.u8(8);
+                w.list(results, |w, result| match result {
+                    KeepAlive::NotFound => w.u8(0),
+                    KeepAlive::Renewed { ttl_ms } => {
+                        w.u8(1);
+                        w.varint(*ttl_ms);
+                    }
+                });
+            }
+            Reply::Remaining { left_ms, ttl_ms } => {
+                w.u8(9);
+                w.option(*left_ms, Writer::varint);
+                w.varint(*ttl_ms);
+            }
+            Reply::NotLeader { leader } => {
+                w.u8(10);
+                w.option(*leader, parts::put_leader);
+            }
+            Reply::Busy { what } => {
+                w.u8(11);
+                w.str(what);
+            }
+            Reply::Hello { name, peers, holds_data, promised } => {
+                w.u8(12);
+                w.str(name);
+                w.list(peers, |w, peer| w.str(peer));
+                w.bool(*holds_data);
+                w.option(*promised, |w, id| w.fixed_u128(id.get()));
+            }
+            Reply::Promised { holds_data, promised } => {
+                w.u8(13);
+                w.bool(*holds_data);
+                w.option(*promised, |w, id| w.fixed_u128(id.get()));
+            }
+            Reply::Failed { why } => {
+                w.u8(14);
+                w.str(why);
+            }
+        }
+    }
+
+    fn read(r: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(match r.u8("reply kind")? {
+            1 => Reply::Append(match r.u8("append reply")? {
+                0 => AppendReply::Success,
+                1 => AppendReply::Partial(r.option("partial", parts::log_id)?),
+                2 => AppendReply::Conflict,
+                3 => AppendReply::HigherVote(parts::vote(r)?),
+                tag => return Err(DecodeError::UnknownTag { what: "append reply", tag: tag.into() }),
+            }),
+            2 => Reply::Vote {
+                vote: parts::vote(r)?,
+                granted: r.bool("granted")?,
+                last: r.option("last", parts::log_id)?,
+            },
+            3 => Reply::Transferred { refused: r.option("refused", |r| r.str("why"))? },
+            4 => Reply::Snapshot { refused: r.option("refused", |r| r.str("why"))? },
+            5 => Reply::SnapshotInstalled { vote: parts::vote(r)? },
+            6 => Reply::Proposed { answers: r.list("answers", |r| r.option("answer", |r| r.bytes("answer")))? },
+            7 => Reply::ReadIndex { index: r.varint("index")? },
+            8 => Reply::KeptAlive {
+                results: r.list("renewals", |r| match r.u8("renewal")? {
+                    0 => Ok(KeepAlive::NotFound),
+                    1 => Ok(KeepAlive::Renewed { ttl_ms: r.varint("ttl")? }),
+                    tag => Err(DecodeError::UnknownTag { what: "renewal", tag: tag.into() }),
+                })?,
+            },
+            9 => Reply::Remaining { left_ms: r.option("left", |r| r.varint("left"))?, ttl_ms: r.varint("ttl")? },
+            10 => Reply::NotLeader { leader: r.option("leader", parts::leader)? },
+            11 => Reply::Busy { what: r.str("what")? },
+            12 => Reply::Hello {
+                name: r.str("name")?,
+                peers: r.list("peers", |r| r.str("peer"))?,
+                holds_data: r.bool("holds data")?,
+                promised: r.option("promised", |r| Ok(ClusterId::new(r.fixed_u128("promised")?)))?,
+            },
+            13 => Reply::Promised {
+                holds_data: r.bool("holds data")?,
+                promised: r.option("promised", |r| Ok(ClusterId::new(r.fixed_u128("promised")?)))?,
+            },
+            14 => Reply::Failed { why: r.str("why")? },
+            tag => return Err(DecodeError::UnknownTag { what: "reply kind", tag: tag.into() }),
+        })
+    }
+}

@@ -1,0 +1,277 @@
+//! Client records: each mutation is decided once, however often it reaches the log.
+//!
+//! A mutation carries its client, a number, and the client's watermark: the lowest number that is still unanswered.
+//! Everything decided is remembered under its number in the same transaction as its effect, also what had no effect:
+//! otherwise a compare that failed could succeed when a double of it arrives later, after the caller was told
+//! "conflict". What is below the watermark may be forgotten, and is refused from then on.
+//!
+//! What is looked at, in this order:
+//! 1. no such client: refused;
+//! 2. below the watermark (raised by this very stamp): refused as forgotten;
+//! 3. remembered: answered as it was the first time, or refused as sealed if it was resolved as never to happen;
+//! 4. [`ANSWERS_MAX`] or more above the watermark: refused and *not* remembered, so a double may still be decided later;
+//! 5. else it is decided and remembered, be it carried out, a failed compare or a refusal.
+//!
+//! A watermark above the stamp's own number would declare the very mutation answered that asks for an answer. It is
+//! taken as that number.
+
+use std::collections::BTreeMap;
+
+use super::apply::Entry;
+use super::hash::row_hash;
+use super::state::damaged;
+use super::{RowError, RowSpace, Rows, RowsRead, State};
+use crate::command::{Refusal, Resolution, Response, Stamp};
+use crate::format::command::{decode_response, encode_response};
+use crate::format::rows::{
+    AnswerRow, ClientRow, LeaseKind, Outcome, answer_key, client_key, decode_answer, encode_answer, encode_client,
+};
+use crate::types::{ClientId, Revision, Ticket};
+
+/// Client records that can be open at once; beyond, opening one is refused. None is ever dropped to make room.
+pub(crate) const CLIENTS_MAX: usize = 10_000;
+
+/// How far a client's numbers may be ahead of its lowest unanswered one, and so how many answers are remembered for it.
+pub(crate) const ANSWERS_MAX: u64 = 4096;
+
+/// Encoded size up to which a transaction's answer is remembered whole; the results of a larger one are left out.
+pub(crate) const ANSWER_BYTES_MAX: usize = 1024;
+
+/// All client records.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    records: BTreeMap<ClientId, Client>,
+}
+
+/// One client record.
+#[derive(Debug)]
+pub(super) struct Client {
+    row: ClientRow,
+    /// The watermark. Also in the row of the last answer that was recorded; in the client's own row only when it moved
+    /// without one.
+    pub(super) low: u64,
+    /// The remembered numbers, each with the hash of its row. All lie within [`ANSWERS_MAX`] from the watermark.
+    pub(super) answers: BTreeMap<u64, u64>,
+}
+
+impl Clients {
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(super) fn insert(&mut self, client: ClientId, row: ClientRow) {
+        self.records.insert(client, Client { row, low: row.low, answers: BTreeMap::new() });
+    }
+
+    pub(super) fn record_mut(&mut self, client: ClientId) -> Option<&mut Client> {
+        self.records.get_mut(&client)
+    }
+}
+
+/// What the record knows of a number.
+enum Place {
+    Forgotten { low: u64 },
+    Remembered,
+    TooFarAhead,
+    Open,
+}
+
+impl Client {
+    fn place(&self, seq: u64) -> Place {
+        match seq.checked_sub(self.low) {
+            None => Place::Forgotten { low: self.low },
+            Some(_) if self.answers.contains_key(&seq) => Place::Remembered,
+            Some(ahead) if ahead >= ANSWERS_MAX => Place::TooFarAhead,
+            Some(_) => Place::Open,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn open_client(
+        &mut self,
+        rows: &mut dyn Rows,
+        entry: &mut Entry<'_>,
+        ttl_ms: u64,
+    ) -> Result<Response, RowError> {
+        if self.clients.len() >= CLIENTS_MAX {
+            return Ok(Response::Refused(Refusal::TooManyClients { limit: CLIENTS_MAX as u64 }));
+        }
+        let client = ClientId::new(self.meta.next_client);
+        self.meta.next_client += 1;
+        let lease = self.make_lease(rows, entry, ttl_ms, LeaseKind::Client(client))?;
+        let row = ClientRow { lease, low: 0 };
+        self.add_row(rows, RowSpace::Client, &client_key(client), &encode_client(&row))?;
+        self.clients.insert(client, row);
+        Ok(Response::ClientOpened { client, lease })
+    }
+
+    pub(super) fn close_client(
+        &mut self,
+        rows: &mut dyn Rows,
+        entry: &mut Entry<'_>,
+        client: ClientId,
+    ) -> Result<Response, RowError> {
+        let Some(record) = self.clients.records.get(&client) else {
+            return Ok(Response::Refused(Refusal::UnknownClient));
+        };
+        let lease = record.row.lease;
+        self.end_client_lease(rows, entry, lease)?;
+        Ok(Response::ClientClosed)
+    }
+
+    /// Decides the entry's command unless its number is decided already.
+    pub(super) fn decide_once(
+        &mut self,
+        rows: &mut dyn Rows,
+        entry: &mut Entry<'_>,
+        stamp: Stamp,
+    ) -> Result<Response, RowError> {
+        let Some(raised) = self.raise_low(rows, stamp)? else {
+            return Ok(Response::Refused(Refusal::UnknownClient));
+        };
+        let ticket = Ticket { client: stamp.client, seq: stamp.seq };
+        let response = match self.clients.records[&stamp.client].place(stamp.seq) {
+            Place::Open => {
+                let response = self.decide(rows, entry)?;
+                let applied = applied(&response, self.meta.revision);
+                self.remember(rows, ticket, outcome(applied, &response))?;
+                return Ok(response);
+            }
+            Place::Forgotten { low } => Response::Refused(Refusal::Forgotten { low }),
+            Place::TooFarAhead => Response::Refused(Refusal::TooFarAhead { limit: ANSWERS_MAX }),
+            Place::Remembered => match self.recall(rows, ticket)? {
+                Outcome::Never => Response::Refused(Refusal::Sealed),
+                Outcome::Decided { response, .. } => {
+                    decode_response(response).map_err(damaged("remembered response"))?
+                }
+            },
+        };
+        if raised {
+            self.save_low(rows, stamp.client)?;
+        }
+        Ok(response)
+    }
+
+    /// Says what became of a mutation, and seals it if nothing has.
+    ///
+    /// A stamp of the same client raises its watermark and counts for nothing else: resolving is safe to repeat, so it
+    /// takes no number of its own. Numbers too far ahead cannot be sealed; they are unknowable *for now*, which is
+    /// true, where "never" could turn out to be false.
+    pub(super) fn resolve(
+        &mut self,
+        rows: &mut dyn Rows,
+        ticket: Ticket,
+        stamp: Option<Stamp>,
+    ) -> Result<Resolution, RowError> {
+        let raised = match stamp.filter(|stamp| stamp.client == ticket.client) {
+            Some(stamp) => self.raise_low(rows, stamp)?.unwrap_or(false),
+            None => false,
+        };
+        let Some(client) = self.clients.records.get(&ticket.client) else { return Ok(Resolution::Unknowable) };
+        let resolution = match client.place(ticket.seq) {
+            Place::Open => {
+                self.remember(rows, ticket, Outcome::Never)?;
+                return Ok(Resolution::Never);
+            }
+            Place::Forgotten { .. } | Place::TooFarAhead => Resolution::Unknowable,
+            Place::Remembered => match self.recall(rows, ticket)? {
+                Outcome::Never => Resolution::Never,
+                Outcome::Decided { applied: Some(revision), .. } => Resolution::Applied(revision),
+                Outcome::Decided { applied: None, .. } => Resolution::NoEffect,
+            },
+        };
+        if raised {
+            self.save_low(rows, ticket.client)?;
+        }
+        Ok(resolution)
+    }
+
+    /// Raises the client's watermark and forgets the answers below. Whether it moved; `None` if there is no such client.
+    ///
+    /// Where the watermark is to be found after a restart is left to the caller: in the answer it records next, or in
+    /// the client's row.
+    fn raise_low(&mut self, rows: &mut dyn Rows, stamp: Stamp) -> Result<Option<bool>, RowError> {
+        let Some(client) = self.clients.record_mut(stamp.client) else { return Ok(None) };
+        let low = stamp.low.min(stamp.seq);
+        if low <= client.low {
+            return Ok(Some(false));
+        }
+        client.low = low;
+        let kept = client.answers.split_off(&low);
+        let forgotten = std::mem::replace(&mut client.answers, kept);
+        for (seq, hash) in forgotten {
+            self.drop_row(rows, RowSpace::Answer, &answer_key(stamp.client, seq), hash)?;
+        }
+        Ok(Some(true))
+    }
+
+    /// Writes the watermark into the client's row: no answer of this entry carries it.
+    fn save_low(&mut self, rows: &mut dyn Rows, id: ClientId) -> Result<(), RowError> {
+        let client = self.clients.record_mut(id).expect("a raised watermark is a client's");
+        let old = client.row;
+        client.row.low = client.low;
+        let new = client.row;
+        let key = client_key(id);
+        self.drop_row(rows, RowSpace::Client, &key, row_hash(RowSpace::Client, &key, &encode_client(&old)))?;
+        self.add_row(rows, RowSpace::Client, &key, &encode_client(&new))?;
+        Ok(())
+    }
+
+    /// Records the outcome, unless the client has just ended itself: then its doubles meet an unknown client.
+    fn remember(&mut self, rows: &mut dyn Rows, ticket: Ticket, outcome: Outcome) -> Result<(), RowError> {
+        let Some(client) = self.clients.records.get(&ticket.client) else { return Ok(()) };
+        let row = encode_answer(&AnswerRow { low: client.low, outcome });
+        let hash = self.add_row(rows, RowSpace::Answer, &answer_key(ticket.client, ticket.seq), &row)?;
+        let client = self.clients.record_mut(ticket.client).expect("looked up above");
+        let earlier = client.answers.insert(ticket.seq, hash);
+        assert_eq!(earlier, None, "{ticket} is decided twice");
+        Ok(())
+    }
+
+    fn recall(&self, rows: &dyn RowsRead, ticket: Ticket) -> Result<Outcome, RowError> {
+        let row = rows.row(RowSpace::Answer, &answer_key(ticket.client, ticket.seq))?;
+        let row = row.ok_or_else(|| RowError(format!("the answer to {ticket} is remembered but not on disk")))?;
+        Ok(decode_answer(row).map_err(damaged("answer"))?.outcome)
+    }
+
+    /// Drops a client record and its answers: its lease is over.
+    pub(super) fn forget_client(&mut self, rows: &mut dyn Rows, id: ClientId) -> Result<(), RowError> {
+        let client = self.clients.records.remove(&id).expect("a client lives as long as its lease");
+        for (seq, hash) in client.answers {
+            self.drop_row(rows, RowSpace::Answer, &answer_key(id, seq), hash)?;
+        }
+        let key = client_key(id);
+        self.drop_row(rows, RowSpace::Client, &key, row_hash(RowSpace::Client, &key, &encode_client(&client.row)))
+    }
+}
+
+/// What is remembered of an answer: all of it, or without its results if they make it too large.
+fn outcome(applied: Option<Revision>, response: &Response) -> Outcome {
+    let whole = encode_response(response);
+    let response = match response {
+        Response::Txn(txn) if whole.len() > ANSWER_BYTES_MAX => {
+            let mut txn = txn.clone();
+            txn.results = Vec::new();
+            txn.elided = true;
+            encode_response(&Response::Txn(txn))
+        }
+        _ => whole,
+    };
+    Outcome::Decided { applied, response }
+}
+
+/// The revision at which the command had its effect, if it had one. An effect on something else than a key has the
+/// revision it found.
+fn applied(response: &Response, revision: Revision) -> Option<Revision> {
+    match response {
+        Response::Txn(txn) => txn.changed.then_some(txn.revision),
+        Response::Granted { .. }
+        | Response::LeaseEnded { .. }
+        | Response::ClientOpened { .. }
+        | Response::ClientClosed
+        | Response::Compacted { .. }
+        | Response::Version { .. } => Some(revision),
+        Response::ExpiryVoid | Response::Resolved(_) | Response::Refused(_) => None,
+    }
+}

@@ -1,0 +1,78 @@
+//! Rows in maps, for tests.
+
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, RangeInclusive};
+
+use bytes::Bytes;
+
+use super::{RowError, RowSpace, Rows, RowsRead};
+use crate::command::RecordId;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemRows {
+    pub(crate) records: BTreeMap<RecordId, Bytes>,
+    pub(crate) rows: BTreeMap<(RowSpace, Vec<u8>), Bytes>,
+}
+
+impl MemRows {
+    /// What a snapshot carries: everything but the local rows.
+    pub(crate) fn snapshot(&self) -> MemRows {
+        let mut copy = self.clone();
+        copy.rows.retain(|(space, _), _| *space != RowSpace::Local);
+        copy
+    }
+}
+
+impl RowsRead for MemRows {
+    fn record(&self, id: RecordId) -> Result<Option<Bytes>, RowError> {
+        Ok(self.records.get(&id).cloned())
+    }
+
+    fn row(&self, space: RowSpace, key: &[u8]) -> Result<Option<Bytes>, RowError> {
+        Ok(self.rows.get(&(space, key.to_vec())).cloned())
+    }
+
+    fn records_in(
+        &self,
+        ids: RangeInclusive<RecordId>,
+        each: &mut dyn FnMut(RecordId, Bytes) -> Result<ControlFlow<()>, RowError>,
+    ) -> Result<(), RowError> {
+        for (id, record) in self.records.range(ids) {
+            if each(*id, record.clone())?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn each_row(
+        &self,
+        space: RowSpace,
+        each: &mut dyn FnMut(&[u8], Bytes) -> Result<(), RowError>,
+    ) -> Result<(), RowError> {
+        let of_space = self.rows.iter().filter(|((in_space, _), _)| *in_space == space);
+        of_space.map(|((_, key), row)| each(key, row.clone())).collect()
+    }
+}
+
+impl Rows for MemRows {
+    fn put_record(&mut self, id: RecordId, record: &[u8]) -> Result<(), RowError> {
+        self.records.insert(id, Bytes::copy_from_slice(record));
+        Ok(())
+    }
+
+    fn remove_record(&mut self, id: RecordId) -> Result<(), RowError> {
+        self.records.remove(&id);
+        Ok(())
+    }
+
+    fn put_row(&mut self, space: RowSpace, key: &[u8], value: &[u8]) -> Result<(), RowError> {
+        self.rows.insert((space, key.to_vec()), Bytes::copy_from_slice(value));
+        Ok(())
+    }
+
+    fn remove_row(&mut self, space: RowSpace, key: &[u8]) -> Result<(), RowError> {
+        self.rows.remove(&(space, key.to_vec()));
+        Ok(())
+    }
+}
