@@ -9,4 +9,5 @@ mod error;
 mod format;
 mod rt;
 mod state_machine;
+mod storage;
 mod types;

@@ -1,0 +1,446 @@
+//! A disk that fails on demand: it dies at any operation, loses and tears what was not synced, and refuses operations.
+//!
+//! Nothing here is global and nothing is random but what the seed says, so that a run repeats itself.
+//!
+//! The model:
+//! * A write or a change of length is seen by every later read at once, and is safe from a power failure after the next
+//!   successful sync of its file.
+//! * A power failure keeps of the unsynced rest what its [`PowerLoss`] says. Writes tear at [`SECTOR_BYTES`]; changes of
+//!   length are kept or lost by themselves.
+//! * That a file exists is safe at once, as [`Disk`] asks for. The marker of a failure is, too.
+//! * A sync that fails leaves the pages looking clean: reads see the data, the disk does not have it and never will.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use redb::StorageBackend;
+
+use crate::error::StartError;
+
+use super::disk::{Disk, File, span};
+
+/// What a disk writes at once or not at all.
+pub(crate) const SECTOR_BYTES: usize = 512;
+
+/// What of the unsynced rest survives a power failure.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PowerLoss {
+    DropAll,
+    KeepAll,
+    /// Everything up to some operation, the last one torn.
+    Prefix,
+    /// Each sector and each change of length by itself, with this chance in percent.
+    Subset(u64),
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum IoKind {
+    Read,
+    Write,
+    SetLen,
+    Sync,
+}
+
+/// Fails the `nth` operation (from 0) among `kinds`, counted from when it is set, and all of these kinds after it.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    pub(crate) kinds: Vec<IoKind>,
+    pub(crate) nth: u64,
+    pub(crate) error: io::ErrorKind,
+    /// Only the one operation fails; later ones succeed, as they do after a failed fsync.
+    pub(crate) once: bool,
+}
+
+/// Clones share one disk; [`FaultDisk::fork`] makes another. A node gets it through [`FaultDisk::mount`].
+#[derive(Clone, Debug)]
+pub(crate) struct FaultDisk {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Clone)]
+struct Inner {
+    files: BTreeMap<File, FaultFile>,
+    marker: Option<String>,
+    /// Raised by each power failure: handles of an earlier one are dead.
+    generation: u64,
+    on: bool,
+    counts: BTreeMap<IoKind, u64>,
+    /// The power fails at the operation with this number, of all kinds.
+    die_at: Option<u64>,
+    fault: Option<Fault>,
+    rng: SplitMix,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("on", &self.on).field("counts", &self.counts).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Default)]
+struct FaultFile {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+    pending: Vec<Pending>,
+    locked: bool,
+}
+
+#[derive(Clone)]
+enum Pending {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+}
+
+impl FaultDisk {
+    pub(crate) fn new(seed: u64) -> Self {
+        let inner = Inner {
+            files: BTreeMap::new(),
+            marker: None,
+            generation: 0,
+            on: true,
+            counts: BTreeMap::new(),
+            die_at: None,
+            fault: None,
+            rng: SplitMix(seed),
+        };
+        FaultDisk { inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder of the lock panics")
+    }
+
+    /// The disk as a node sees it that starts now; dead after the next power failure, together with the node.
+    pub(crate) fn mount(&self) -> Arc<dyn Disk> {
+        Arc::new(Mounted { disk: self.clone(), generation: self.lock().generation })
+    }
+
+    /// A disk of its own that is as this one is now.
+    pub(crate) fn fork(&self) -> Self {
+        FaultDisk { inner: Arc::new(Mutex::new(self.lock().clone())) }
+    }
+
+    /// Operations so far, of all kinds.
+    pub(crate) fn ops(&self) -> u64 {
+        self.lock().counts.values().sum()
+    }
+
+    /// Operations of one kind so far.
+    pub(crate) fn count(&self, kind: IoKind) -> u64 {
+        self.lock().counts.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// Lets the power fail at the `nth` operation from now, from 0: that one and all later ones do nothing and fail.
+    pub(crate) fn die_at(&self, nth: u64) {
+        let now = self.ops();
+        self.lock().die_at = Some(now + nth);
+    }
+
+    pub(crate) fn inject(&self, fault: Fault) {
+        self.lock().fault = Some(fault);
+    }
+
+    /// Fails the power, unless it has failed, and brings it back. Open handles stay dead and hold no locks.
+    pub(crate) fn power_loss(&self, mode: PowerLoss) {
+        let mut inner = self.lock();
+        let Inner { files, rng, .. } = &mut *inner;
+        for file in files.values_mut() {
+            file.power_loss(mode, rng);
+        }
+        inner.generation += 1;
+        inner.on = true;
+        inner.die_at = None;
+        inner.fault = None;
+    }
+
+    /// Flips one bit of a file, as if it had been written so.
+    pub(crate) fn flip(&self, file: File, bit: u64) {
+        let mut inner = self.lock();
+        let file = inner.files.get_mut(&file).expect("the file is there");
+        for bytes in [&mut file.live, &mut file.durable] {
+            bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
+        }
+    }
+
+    /// The bytes of a file as readers see them.
+    pub(crate) fn bytes(&self, file: File) -> Vec<u8> {
+        self.lock().files.get(&file).map(|file| file.live.clone()).unwrap_or_default()
+    }
+
+    pub(crate) fn remove(&self, file: File) {
+        self.lock().files.remove(&file);
+    }
+
+    /// Puts bytes in place of a file, as if they had always been there.
+    pub(crate) fn put(&self, file: File, bytes: Vec<u8>) {
+        let replaced = FaultFile { live: bytes.clone(), durable: bytes, ..FaultFile::default() };
+        self.lock().files.insert(file, replaced);
+    }
+}
+
+impl FaultFile {
+    fn apply(bytes: &mut Vec<u8>, op: &Pending) {
+        match op {
+            Pending::SetLen(len) => bytes.resize(*len as usize, 0),
+            Pending::Write(offset, data) => bytes[*offset as usize..][..data.len()].copy_from_slice(data),
+        }
+    }
+
+    fn change(&mut self, op: Pending) {
+        Self::apply(&mut self.live, &op);
+        self.pending.push(op);
+    }
+
+    fn power_loss(&mut self, mode: PowerLoss, rng: &mut SplitMix) {
+        let kept = rng.below(self.pending.len() as u64 + 1) as usize;
+        for (i, op) in std::mem::take(&mut self.pending).into_iter().enumerate() {
+            let percent = match mode {
+                PowerLoss::DropAll => 0,
+                PowerLoss::KeepAll => 100,
+                PowerLoss::Prefix if i < kept => 100,
+                PowerLoss::Prefix if i == kept => 50,
+                PowerLoss::Prefix => 0,
+                PowerLoss::Subset(percent) => percent,
+            };
+            self.survive(&op, percent, rng);
+        }
+        self.live = self.durable.clone();
+        self.locked = false;
+    }
+
+    fn survive(&mut self, op: &Pending, percent: u64, rng: &mut SplitMix) {
+        match op {
+            Pending::SetLen(len) => {
+                if rng.below(100) < percent {
+                    self.durable.resize(*len as usize, 0);
+                }
+            }
+            Pending::Write(offset, data) => {
+                for (i, sector) in data.chunks(SECTOR_BYTES).enumerate() {
+                    let at = *offset as usize + i * SECTOR_BYTES;
+                    // A write behind the end of a file whose growth was lost has nowhere to go.
+                    if rng.below(100) < percent && at + sector.len() <= self.durable.len() {
+                        self.durable[at..at + sector.len()].copy_from_slice(sector);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A disk from one power failure to the next. What a node of an earlier time does to it has no effect.
+#[derive(Debug)]
+struct Mounted {
+    disk: FaultDisk,
+    generation: u64,
+}
+
+impl Mounted {
+    fn lock(&self) -> Option<MutexGuard<'_, Inner>> {
+        Some(self.disk.lock()).filter(|inner| inner.on && inner.generation == self.generation)
+    }
+
+    fn io<T>(&self, found: Option<T>) -> Result<T, StartError> {
+        found.ok_or_else(|| StartError::Io { path: self.path().to_owned(), source: power_failed() })
+    }
+}
+
+impl Disk for Mounted {
+    fn backend(&self, file: File) -> Result<Box<dyn StorageBackend>, StartError> {
+        let mut inner = self.io(self.lock())?;
+        let opened = inner.files.entry(file).or_default();
+        if opened.locked {
+            return Err(StartError::InUse { path: self.path().join(file.name()) });
+        }
+        opened.locked = true;
+        Ok(Box::new(FaultHandle { disk: self.disk.clone(), file, generation: self.generation }))
+    }
+
+    fn exists(&self, file: File) -> Result<bool, StartError> {
+        self.io(self.lock().map(|inner| inner.files.contains_key(&file)))
+    }
+
+    fn failed(&self) -> Result<Option<String>, StartError> {
+        self.io(self.lock().map(|inner| inner.marker.clone()))
+    }
+
+    fn mark_failed(&self, text: &str) {
+        if let Some(mut inner) = self.lock() {
+            inner.marker.get_or_insert_with(|| text.to_owned());
+        }
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("(faulty)")
+    }
+}
+
+/// The one open handle of a file, until the power fails.
+#[derive(Debug)]
+struct FaultHandle {
+    disk: FaultDisk,
+    file: File,
+    generation: u64,
+}
+
+impl FaultHandle {
+    /// Counts an operation, lets it fail if it is to, and otherwise carries it out.
+    fn run<T>(&self, kind: IoKind, run: impl FnOnce(&mut FaultFile) -> io::Result<T>) -> io::Result<T> {
+        let mut inner = self.disk.lock();
+        if !inner.on || inner.generation != self.generation {
+            return Err(power_failed());
+        }
+        let number = inner.counts.values().sum::<u64>();
+        *inner.counts.entry(kind).or_default() += 1;
+        if inner.die_at.is_some_and(|at| number >= at) {
+            inner.on = false;
+            return Err(power_failed());
+        }
+        let fault = inner.fault(kind);
+        let file = inner.files.get_mut(&self.file).ok_or_else(power_failed)?;
+        match fault {
+            None => run(file),
+            Some(error) => {
+                if kind == IoKind::Sync {
+                    file.pending.clear();
+                }
+                Err(io::Error::new(error, "injected"))
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn fault(&mut self, kind: IoKind) -> Option<io::ErrorKind> {
+        let fault = self.fault.as_mut().filter(|fault| fault.kinds.contains(&kind))?;
+        if fault.nth > 0 {
+            fault.nth -= 1;
+            return None;
+        }
+        let (error, once) = (fault.error, fault.once);
+        if once {
+            self.fault = None;
+        }
+        Some(error)
+    }
+}
+
+fn power_failed() -> io::Error {
+    io::Error::other("the power has failed")
+}
+
+impl Drop for FaultHandle {
+    fn drop(&mut self) {
+        let mut inner = self.disk.lock();
+        if inner.generation == self.generation
+            && let Some(file) = inner.files.get_mut(&self.file)
+        {
+            file.locked = false;
+        }
+    }
+}
+
+impl StorageBackend for FaultHandle {
+    fn len(&self) -> io::Result<u64> {
+        self.run(IoKind::Read, |file| Ok(file.live.len() as u64))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.run(IoKind::Read, |file| {
+            let at = span(offset, out.len(), file.live.len())?;
+            out.copy_from_slice(&file.live[at]);
+            Ok(())
+        })
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.run(IoKind::SetLen, |file| {
+            file.change(Pending::SetLen(len));
+            Ok(())
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.run(IoKind::Sync, |file| {
+            let FaultFile { durable, pending, .. } = file;
+            pending.drain(..).for_each(|op| FaultFile::apply(durable, &op));
+            Ok(())
+        })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.run(IoKind::Write, |file| {
+            span(offset, data.len(), file.live.len())?;
+            file.change(Pending::Write(offset, data.to_vec()));
+            Ok(())
+        })
+    }
+}
+
+/// Sebastiano Vigna's splitmix64: small, and good enough to choose what a disk forgets.
+#[derive(Clone, Debug)]
+pub(crate) struct SplitMix(pub(crate) u64);
+
+impl SplitMix {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`, which is not 0.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(mode: PowerLoss, seed: u64) -> Vec<u8> {
+        let disk = FaultDisk::new(seed);
+        let file = disk.mount().backend(File::Log).unwrap();
+        file.set_len(4 * SECTOR_BYTES as u64).unwrap();
+        file.write(0, &[1; SECTOR_BYTES]).unwrap();
+        file.sync_data().unwrap();
+        file.write(0, &[2; 4 * SECTOR_BYTES]).unwrap();
+        file.set_len(6 * SECTOR_BYTES as u64).unwrap();
+        disk.power_loss(mode);
+        assert!(file.read(0, &mut [0]).is_err(), "a handle from before the failure still reads");
+        disk.bytes(File::Log)
+    }
+
+    #[test]
+    fn a_power_failure_keeps_what_was_synced_and_of_the_rest_what_the_mode_says() {
+        let dropped = written(PowerLoss::DropAll, 1);
+        assert_eq!((dropped.len(), dropped[0], dropped[SECTOR_BYTES]), (4 * SECTOR_BYTES, 1, 0));
+        let kept = written(PowerLoss::KeepAll, 1);
+        assert_eq!((kept.len(), kept[0], kept[4 * SECTOR_BYTES - 1]), (6 * SECTOR_BYTES, 2, 2));
+        let torn = (0..50).map(|seed| written(PowerLoss::Subset(50), seed));
+        assert!(torn.clone().any(|bytes| bytes[0] == 1 && bytes[SECTOR_BYTES] == 2), "no write was ever torn");
+        assert!(torn.clone().any(|bytes| bytes.len() == 6 * SECTOR_BYTES && bytes[0] == 1), "no length came alone");
+        for bytes in torn {
+            assert!(
+                bytes.chunks(SECTOR_BYTES).all(|sector| sector.iter().all(|b| *b == sector[0])),
+                "torn in a sector"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_leaves_pages_that_read_well_and_are_lost_with_the_power() {
+        let disk = FaultDisk::new(1);
+        let file = disk.mount().backend(File::Log).unwrap();
+        file.set_len(8).unwrap();
+        disk.inject(Fault { kinds: vec![IoKind::Sync], nth: 0, error: io::ErrorKind::Other, once: true });
+        assert!(file.sync_data().is_err());
+        assert_eq!(file.sync_data().map_err(|e| e.to_string()), Ok(()));
+        assert_eq!(disk.bytes(File::Log).len(), 8);
+        disk.power_loss(PowerLoss::KeepAll);
+        assert_eq!(disk.bytes(File::Log).len(), 0);
+    }
+}

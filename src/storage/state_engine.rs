@@ -1,0 +1,600 @@
+//! The state thread: applies committed entries, makes them durable now and then, removes what history no longer needs,
+//! brings snapshots in.
+//!
+//! One write transaction of `state.redb` holds everything that one batch of entries does: records, rows, counters, the
+//! position, the membership. It is committed without a sync. Recovery is the last durable commit and the log behind it.
+//!
+//! Promised:
+//! * *Committed, then published, then answered.* A caller that has its answer finds its effect in the published view.
+//! * *The log first.* No durable commit begins before `log.redb` has synced everything that was enqueued ahead of it,
+//!   truncations included. Otherwise a power failure could leave a state that is past a log which still holds the entries
+//!   that were replaced, and consensus could not be started on the two ever again.
+//! * *Fail-stop.* The first error, and any panic, poisons the node: this and every later operation fails, nothing is
+//!   written any more.
+//! * A queued batch waits for at most one slice of tidying up, and for a durable commit when one is due.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redb::{Database, Durability, ReadableDatabase, WriteTransaction};
+
+use crate::command::{Effects, Proposal};
+use crate::error::{StartError, StorageError};
+use crate::format::command::decode_proposal;
+use crate::format::snapshot::{SnapshotMeta, decode_meta, encode_meta};
+use crate::format::state::{APPLIED, POSITION, SNAPSHOT, live_table, staged_table};
+use crate::rt::watermark::Watermark;
+use crate::rt::worker::{Engine, Mailbox, Step, panic_message};
+use crate::state_machine::{RowError, State};
+use crate::storage::leftovers::Leftovers;
+use crate::storage::log::Log;
+use crate::storage::poison::Poison;
+use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
+use crate::storage::state::{Answer, Applied, FILE, Installed, Op, Shared, StageError, StateStore};
+use crate::storage::state_rows::{Naming, PastRows, TxnRows, definition, disk};
+use crate::storage::view::{Alarm, LiveViews, View};
+use crate::types::{LogEntry, LogId, Membership, Payload, Revision, StoredMembership};
+
+/// A durable commit follows the batch that brings the entries since the last one to this many.
+///
+/// Together with [`CHECKPOINT_BYTES`] it bounds what is replayed after a crash, and how far the file can grow: a commit
+/// without a sync cannot reuse the pages of the last durable one.
+pub(crate) const CHECKPOINT_ENTRIES: u64 = 4096;
+
+/// As [`CHECKPOINT_ENTRIES`], for the bytes of the entries and of arriving snapshots.
+pub(crate) const CHECKPOINT_BYTES: u64 = 4 << 20;
+
+/// Records that one slice of a sweep removes at most.
+pub(crate) const SWEEP_RECORDS: usize = 1024;
+
+pub(crate) struct StateEngine {
+    /// `None` once closed.
+    db: Option<Database>,
+    log: Log,
+    poison: Poison,
+    shared: Arc<Shared>,
+    alarm: Alarm,
+    state: State,
+    /// Position and membership as of the last committed batch.
+    position: SnapshotMeta,
+    unsynced: Unsynced,
+    due: Option<Due>,
+    views: LiveViews,
+    /// Nothing is left to sweep up to here; in a new run this is found out by sweeping.
+    swept: Revision,
+    stage: Option<Stage>,
+    stages_begun: u64,
+    leftovers: Leftovers,
+}
+
+/// What the last durable commit does not cover.
+#[derive(Debug, Default)]
+struct Unsynced {
+    commits: u64,
+    entries: u64,
+    bytes: u64,
+}
+
+impl Unsynced {
+    fn add(&mut self, entries: u64, bytes: u64) {
+        self.commits += 1;
+        self.entries += entries;
+        self.bytes += bytes;
+    }
+
+    fn is_too_much(&self) -> bool {
+        self.entries >= CHECKPOINT_ENTRIES || self.bytes >= CHECKPOINT_BYTES
+    }
+}
+
+/// A durable commit to come, and what it is for.
+struct Due {
+    work: Durable,
+    /// What the log must have synced first; `None` if it was not behind. Nothing is taken between the plan and the
+    /// commit, so nothing joins the commit that this does not cover.
+    log: Option<(Watermark, u64)>,
+    /// The driver has been asked to wait for it.
+    waited: bool,
+}
+
+enum Durable {
+    Checkpoint(Option<Answer<()>>),
+    Build(Answer<SnapshotMeta>),
+    Install(Box<Stage>, Answer<Installed, StageError>),
+    Close(Answer<()>),
+}
+
+impl Durable {
+    fn fail(self, error: StorageError) {
+        match self {
+            Durable::Checkpoint(None) => {}
+            Durable::Checkpoint(Some(done)) | Durable::Close(done) => done(Err(error)),
+            Durable::Build(done) => done(Err(error)),
+            Durable::Install(_, done) => done(Err(error.into())),
+        }
+    }
+}
+
+/// Loads the state in `db` and makes the engine for it. The handle can be used before the engine runs: its operations
+/// wait in the mailbox, which [`StateStore::start`] drives.
+///
+/// # Errors
+/// [`StartError::Corrupted`] if a row cannot be read or is not what this release writes.
+pub(crate) fn open(
+    db: Database,
+    log: Log,
+    poison: Poison,
+    path: &Path,
+) -> Result<(StateStore, StateEngine), StartError> {
+    load(db, log, poison).map_err(|error| StartError::Corrupted { path: path.to_owned(), what: error.to_string() })
+}
+
+fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngine), RowError> {
+    let rows = past_rows(&db, live_table)?;
+    let position = read_position(&rows, APPLIED)?.unwrap_or_default();
+    let snapshot = read_position(&rows, SNAPSHOT)?;
+    let state = State::load(&rows)?;
+    let leftovers = Leftovers::find(&db)?;
+    let alarm = Alarm::new(poison.clone());
+    let view = Arc::new(View::new(rows, &state, position.clone(), alarm.clone()));
+    let mut views = LiveViews::default();
+    views.published(&view);
+    let shared = Arc::new(Shared::new(view, position.last_applied, snapshot));
+    let store = StateStore::new(Mailbox::new(), shared.clone());
+    let engine = StateEngine {
+        db: Some(db),
+        log,
+        poison,
+        shared,
+        alarm,
+        state,
+        position,
+        unsynced: Unsynced::default(),
+        due: None,
+        views,
+        swept: Revision::ZERO,
+        stage: None,
+        stages_begun: 0,
+        leftovers,
+    };
+    Ok((store, engine))
+}
+
+impl Engine for StateEngine {
+    type Op = Op;
+
+    fn step(&mut self, queue: &mut VecDeque<Op>) -> Step {
+        if let Some(error) = self.poison.error() {
+            return self.refuse(queue, &error);
+        }
+        if self.due.is_none()
+            && let Some(op) = queue.pop_front()
+        {
+            self.take(op);
+        }
+        if let Some(due) = self.due.take() {
+            return self.make_durable(due);
+        }
+        if self.tidy() || !queue.is_empty() { Step::Again } else { Step::Idle }
+    }
+
+    fn panicked(&mut self, message: &str) {
+        self.poison.fail(StorageError::new(FILE, "state engine", message));
+    }
+}
+
+impl StateEngine {
+    fn take(&mut self, op: Op) {
+        match op {
+            Op::Apply { entries, done } => {
+                let applied = self.guarded("apply", |engine| engine.apply(entries));
+                // `apply` has published the view that shows these effects: whoever has the answer finds them there.
+                done(applied);
+            }
+            Op::Checkpoint { done } => self.schedule(Durable::Checkpoint(Some(done))),
+            Op::Tick { now } => self.views.tick(now),
+            Op::Build { done } => self.schedule(Durable::Build(done)),
+            Op::StageBegin { meta, done } => done(self.guarded("begin a snapshot", |engine| engine.stage_begin(meta))),
+            Op::StageChunk { stage, index, bytes, done } => {
+                let taken = self.guarded("stage a chunk", |engine| engine.stage_chunk(stage, index, bytes));
+                done(refusable(taken));
+            }
+            Op::StageFinish { stage, done } => {
+                let finished = self.guarded("finish a snapshot", |engine| engine.stage_finish(stage));
+                done(refusable(finished));
+            }
+            Op::Install { stage, done } => self.take_install(stage, done),
+            Op::Close { done } => self.schedule(Durable::Close(done)),
+        }
+        // After the answer: only what comes later waits for this commit.
+        if self.due.is_none() && self.unsynced.is_too_much() {
+            self.schedule(Durable::Checkpoint(None));
+        }
+    }
+
+    /// Applies a batch in one transaction and publishes what it led to.
+    fn apply(&mut self, entries: Vec<LogEntry>) -> Result<Vec<Applied>, StorageError> {
+        // All are decoded before any is applied: a command that this release does not know stops the node as it was.
+        let entries = entries.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+        let mut position = self.position.clone();
+        let mut bytes = 0;
+        let state = &mut self.state;
+        let applied = transact(self.db.as_ref(), Durability::None, |txn| {
+            let mut rows = TxnRows::open(txn, live_table).map_err(disk)?;
+            let mut applied = Vec::with_capacity(entries.len());
+            for entry in &entries {
+                advance(&mut position, entry)?;
+                bytes += entry.bytes;
+                let (response, effects) = match &entry.content {
+                    Content::Proposal(proposal) => {
+                        let (response, effects) = state.apply(&mut rows, entry.log_id, proposal)?;
+                        (Some(response), effects)
+                    }
+                    Content::Blank | Content::Membership(_) => (None, Effects::default()),
+                };
+                applied.push(Applied { log_id: entry.log_id, response, effects });
+            }
+            state.save(&mut rows)?;
+            drop(rows);
+            put_position(txn, APPLIED, &encode_meta(&position))?;
+            Ok(applied)
+        })?;
+        self.unsynced.add(entries.len() as u64, bytes);
+        self.position = position;
+        // Only now, behind the commit: a reader must not see what could still fail to be written.
+        self.publish()?;
+        if let Some(at) = self.position.last_applied {
+            self.log.applied(at.index);
+        }
+        Ok(applied)
+    }
+
+    fn publish(&mut self) -> Result<(), StorageError> {
+        let db = self.db.as_ref().ok_or_else(closed);
+        let rows =
+            db.and_then(|db| past_rows(db, live_table)).map_err(|error| StorageError::new(FILE, "read", error))?;
+        let view = Arc::new(View::new(rows, &self.state, self.position.clone(), self.alarm.clone()));
+        self.views.published(&view);
+        self.shared.publish_view(view);
+        Ok(())
+    }
+
+    /// Plans a durable commit of everything taken so far.
+    fn schedule(&mut self, work: Durable) {
+        self.due = Some(Due { work, log: self.log.behind(), waited: false });
+    }
+
+    /// Begins the durable commit, unless the log has still to sync what was enqueued when the commit was planned.
+    ///
+    /// This is the one place where the state becomes durable while the node runs, and so the one gate. What was enqueued
+    /// to the log before a batch was handed to this engine had been enqueued when the commit was planned, and no batch is
+    /// taken between the plan and the commit.
+    fn make_durable(&mut self, due: Due) -> Step {
+        if let Some((mark, target)) = &due.log
+            && mark.get() < *target
+        {
+            if due.waited {
+                // Called again below the target: the log has ended, and will never sync the rest.
+                let error =
+                    self.poison.fail(StorageError::new(FILE, "checkpoint", "the log ended before it was synced"));
+                due.work.fail(error);
+                return Step::Again;
+            }
+            let step = Step::After(mark.clone(), *target);
+            self.due = Some(Due { waited: true, ..due });
+            return step;
+        }
+        match due.work {
+            Durable::Checkpoint(done) => {
+                let synced = self.guarded("checkpoint", StateEngine::checkpoint);
+                if let Some(done) = done {
+                    done(synced);
+                }
+            }
+            Durable::Build(done) => done(self.guarded("build a snapshot", StateEngine::build)),
+            Durable::Install(stage, done) => {
+                let installed = self.guarded("install a snapshot", |engine| engine.install(*stage));
+                done(installed.map_err(StageError::from));
+            }
+            Durable::Close(done) => {
+                done(self.guarded("close", StateEngine::close));
+                return Step::Stop;
+            }
+        }
+        Step::Again
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StorageError> {
+        if self.unsynced.commits == 0 {
+            return Ok(());
+        }
+        self.commit_durably(|_| Ok(()))
+    }
+
+    fn close(&mut self) -> Result<(), StorageError> {
+        self.checkpoint()?;
+        self.alarm.disarm();
+        // Nothing is pending that redb could make durable by itself: what it adds is the mark of a clean end.
+        let db = self.db.take().expect("an engine that was closed is not called again");
+        db.close().map_err(|error| StorageError::new(FILE, "close", error))
+    }
+
+    fn build(&mut self) -> Result<SnapshotMeta, StorageError> {
+        let meta = self.position.clone();
+        self.commit_durably(|txn| put_position(txn, SNAPSHOT, &encode_meta(&meta)))?;
+        self.shared.publish_snapshot(meta.clone());
+        Ok(meta)
+    }
+
+    fn commit_durably(
+        &mut self,
+        write: impl FnOnce(&WriteTransaction) -> Result<(), RowError>,
+    ) -> Result<(), StorageError> {
+        transact(self.db.as_ref(), Durability::Immediate, write)?;
+        self.synced();
+        Ok(())
+    }
+
+    /// The position is durable, and not said to be before it is.
+    fn synced(&mut self) {
+        self.unsynced = Unsynced::default();
+        self.shared.publish_durable(self.position.last_applied);
+    }
+
+    fn stage_begin(&mut self, meta: SnapshotMeta) -> Result<StageId, StorageError> {
+        let leftovers = &mut self.leftovers;
+        transact(self.db.as_ref(), Durability::None, |txn| {
+            leftovers.retire_staged(txn)?;
+            TxnRows::open(txn, staged_table).map(drop).map_err(disk)
+        })?;
+        self.unsynced.add(0, 0);
+        self.stages_begun += 1;
+        let id = StageId(self.stages_begun);
+        self.stage = Some(Stage::new(id, meta));
+        Ok(id)
+    }
+
+    fn stage_chunk(
+        &mut self,
+        id: StageId,
+        index: u64,
+        bytes: Bytes,
+    ) -> Result<Result<u64, SnapshotRefused>, StorageError> {
+        let len = bytes.len() as u64;
+        let stage = match staged(&mut self.stage, id) {
+            Ok(stage) => stage,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        match stage.accept(index, bytes) {
+            Ok(Some(chunk)) => transact(self.db.as_ref(), Durability::None, |txn| {
+                let mut rows = TxnRows::open(txn, staged_table).map_err(disk)?;
+                chunk.rows.iter().try_for_each(|row| rows.put(row.part, &row.key, &row.value))
+            })?,
+            Ok(None) => {}
+            Err(refused) => return Ok(Err(refused)),
+        }
+        let next = stage.next();
+        self.unsynced.add(0, len);
+        Ok(Ok(next))
+    }
+
+    /// Checks the snapshot as a whole and loads it, so that nothing is left that could refuse it when it is installed.
+    fn stage_finish(&mut self, id: StageId) -> Result<Result<(), SnapshotRefused>, StorageError> {
+        let db = self.db.as_ref();
+        let stage = match staged(&mut self.stage, id) {
+            Ok(stage) => stage,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if let Err(refused) = stage.complete() {
+            return Ok(Err(refused));
+        }
+        Ok(match db.ok_or_else(closed).and_then(|db| State::load(&past_rows(db, staged_table)?)) {
+            Ok(state) => {
+                stage.loaded = Some(state);
+                Ok(())
+            }
+            Err(error) => Err(SnapshotRefused::Unreadable(error.to_string())),
+        })
+    }
+
+    fn take_install(&mut self, id: StageId, done: Answer<Installed, StageError>) {
+        match self.stage.take_if(|stage| stage.id == id && stage.loaded.is_some()) {
+            None => done(Err(SnapshotRefused::NotStaged.into())),
+            Some(stage) => match self.position.last_applied {
+                // Going back would take back answers that were given.
+                Some(applied) if !stage.is_past(applied) => {
+                    self.leftovers.abandon_staged();
+                    done(Ok(Installed::Older { applied }));
+                }
+                _ => self.schedule(Durable::Install(Box::new(stage), done)),
+            },
+        }
+    }
+
+    /// Swaps the staged tables in, in one durable commit: a crash leaves the old state whole or the new one.
+    fn install(&mut self, mut stage: Stage) -> Result<Installed, StorageError> {
+        let state = stage.loaded.take().expect("only a loaded stage is installed");
+        let leftovers = &mut self.leftovers;
+        let meta = encode_meta(&stage.meta);
+        transact(self.db.as_ref(), Durability::Immediate, |txn| {
+            leftovers.swap_in_staged(txn)?;
+            put_position(txn, APPLIED, &meta)?;
+            put_position(txn, SNAPSHOT, &meta)
+        })?;
+        self.state = state;
+        self.swept = Revision::ZERO;
+        self.position = stage.meta;
+        self.synced();
+        self.shared.publish_snapshot(self.position.clone());
+        self.publish()?;
+        Ok(Installed::Replaced)
+    }
+
+    /// Does one slice of what can wait; false when there is nothing to do.
+    fn tidy(&mut self) -> bool {
+        let up_to = self.views.floor().unwrap_or(self.state.counters().floor);
+        let tidied = if self.swept < up_to {
+            self.guarded("sweep", |engine| engine.sweep_slice(up_to))
+        } else if !self.leftovers.is_empty() {
+            self.guarded("tidy up", StateEngine::leftover_slice)
+        } else {
+            return false;
+        };
+        if tidied.is_ok() && self.unsynced.is_too_much() {
+            self.schedule(Durable::Checkpoint(None));
+        }
+        // On an error as well: the next step tells everybody in the queue.
+        true
+    }
+
+    fn sweep_slice(&mut self, up_to: Revision) -> Result<(), StorageError> {
+        let state = &mut self.state;
+        let more = transact(self.db.as_ref(), Durability::None, |txn| {
+            let mut rows = TxnRows::open(txn, live_table).map_err(disk)?;
+            state.sweep(&mut rows, up_to, SWEEP_RECORDS)
+        })?;
+        self.unsynced.add(1, 0);
+        if !more {
+            self.swept = up_to;
+        }
+        Ok(())
+    }
+
+    fn leftover_slice(&mut self) -> Result<(), StorageError> {
+        let leftovers = &mut self.leftovers;
+        transact(self.db.as_ref(), Durability::None, |txn| leftovers.remove_slice(txn))?;
+        self.unsynced.add(1, 0);
+        Ok(())
+    }
+
+    /// Runs `work`; an error or a panic in it poisons the node.
+    ///
+    /// Consensus does not notice a panic on this side of it, and goes on promising; so a panic is treated as what it is, a
+    /// state that nobody can vouch for any more.
+    fn guarded<T>(
+        &mut self,
+        what: &'static str,
+        work: impl FnOnce(&mut Self) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(self)))
+            .unwrap_or_else(|panic| Err(StorageError::new(FILE, what, panic_message(&*panic))));
+        outcome.map_err(|error| self.poison.fail(error))
+    }
+
+    /// Answers everything with the error that stopped the node.
+    fn refuse(&mut self, queue: &mut VecDeque<Op>, error: &StorageError) -> Step {
+        if let Some(due) = self.due.take() {
+            due.work.fail(error.clone());
+        }
+        let mut closing = false;
+        for op in queue.drain(..) {
+            closing |= matches!(op, Op::Close { .. });
+            op.fail(error.clone());
+        }
+        if closing { Step::Stop } else { Step::Idle }
+    }
+}
+
+impl Drop for StateEngine {
+    fn drop(&mut self) {
+        self.alarm.disarm();
+        // redb makes pending commits durable when a database is dropped, which is a durable commit like any other: not
+        // before the log. Closing in order leaves nothing pending; this is for an engine that is simply let go.
+        if self.unsynced.commits > 0 && self.log.behind().is_some() {
+            self.poison.power_off();
+        }
+    }
+}
+
+/// An entry, understood.
+struct Decoded {
+    log_id: LogId,
+    content: Content,
+    bytes: u64,
+}
+
+enum Content {
+    Blank,
+    Proposal(Box<Proposal>),
+    Membership(Membership),
+}
+
+fn decode(entry: LogEntry) -> Result<Decoded, StorageError> {
+    let LogEntry { log_id, payload } = entry;
+    let mut bytes = 0;
+    let content = match payload {
+        Payload::Blank => Content::Blank,
+        Payload::Membership(membership) => Content::Membership(membership),
+        Payload::Proposal(encoded) => {
+            bytes = encoded.len() as u64;
+            let proposal = decode_proposal(encoded)
+                .map_err(|error| StorageError::new(FILE, "apply", format_args!("entry {log_id}: {error}")))?;
+            Content::Proposal(Box::new(proposal))
+        }
+    };
+    Ok(Decoded { log_id, content, bytes })
+}
+
+/// Moves the position past `entry`, which must be a later one. That none is left out is the consensus library's promise,
+/// and its own conformance suite does not keep it.
+fn advance(position: &mut SnapshotMeta, entry: &Decoded) -> Result<(), RowError> {
+    if let Some(last) = position.last_applied
+        && entry.log_id.index <= last.index
+    {
+        return Err(RowError(format!("entry {} does not follow {last}", entry.log_id)));
+    }
+    position.last_applied = Some(entry.log_id);
+    if let Content::Membership(membership) = &entry.content {
+        position.membership = StoredMembership { log_id: Some(entry.log_id), membership: membership.clone() };
+    }
+    Ok(())
+}
+
+fn transact<T>(
+    db: Option<&Database>,
+    durability: Durability,
+    write: impl FnOnce(&WriteTransaction) -> Result<T, RowError>,
+) -> Result<T, StorageError> {
+    let run = || {
+        let mut txn = db.ok_or_else(closed)?.begin_write().map_err(disk)?;
+        // A database that was not closed is then opened without reading all of it.
+        txn.set_quick_repair(matches!(durability, Durability::Immediate));
+        txn.set_durability(durability).map_err(disk)?;
+        let outcome = write(&txn)?;
+        txn.commit().map_err(disk)?;
+        Ok(outcome)
+    };
+    run().map_err(|error: RowError| StorageError::new(FILE, "write", error))
+}
+
+fn past_rows(db: &Database, name: Naming) -> Result<PastRows, RowError> {
+    PastRows::open(db.begin_read().map_err(disk)?, name)
+}
+
+fn closed() -> RowError {
+    RowError("it is closed".to_owned())
+}
+
+fn read_position(rows: &PastRows, name: &[u8]) -> Result<Option<SnapshotMeta>, RowError> {
+    rows.row_of(POSITION, name)?.map(|meta| decode_meta(meta).map_err(disk)).transpose()
+}
+
+fn put_position(txn: &WriteTransaction, name: &[u8], meta: &[u8]) -> Result<(), RowError> {
+    txn.open_table(definition(POSITION)).map_err(disk)?.insert(name, meta).map_err(disk)?;
+    Ok(())
+}
+
+fn staged(stage: &mut Option<Stage>, id: StageId) -> Result<&mut Stage, SnapshotRefused> {
+    stage.as_mut().filter(|stage| stage.id == id).ok_or(SnapshotRefused::NotStaged)
+}
+
+/// A refusal inside an outcome, as one error.
+fn refusable<T>(outcome: Result<Result<T, SnapshotRefused>, StorageError>) -> Result<T, StageError> {
+    Ok(outcome??)
+}
+
+#[cfg(test)]
+mod tests;

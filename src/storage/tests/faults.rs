@@ -1,0 +1,1 @@
+//! Operations fail one by one.

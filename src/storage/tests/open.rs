@@ -1,0 +1,1 @@
+//! What a directory may and may not be opened as.

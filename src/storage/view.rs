@@ -1,0 +1,228 @@
+//! One moment of the store, to be read by anybody for as long as they hold it.
+//!
+//! A view joins a read transaction of the database, which fixes the records, with the shared index of keys, which does
+//! not stand still: the index is asked for the newest revision at or below the view's, so what later batches add to it
+//! cannot be seen. What sweeps take out of it can be missed, so a sweep spares whatever a live view can still reach, for
+//! as long as the view is young enough. A view past that age may find that its revision is compacted.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::command::{Change, KeyRange, KeyValue, RecordId};
+use crate::error::StorageError;
+use crate::format::record::{Record, decode_record};
+use crate::format::rows::{decode_lease, decode_lease_key};
+use crate::format::snapshot::SnapshotMeta;
+use crate::state_machine::read::{self, ReadError};
+use crate::state_machine::{Counters, KeyIndex, RowError, RowSpace, RowsRead, State};
+use crate::storage::poison::Poison;
+use crate::storage::snapshot::SnapshotReader;
+use crate::storage::state::FILE;
+use crate::storage::state_rows::{PastRows, disk};
+use crate::types::{LeaseId, LogId, Revision};
+
+/// How long a view that is no longer the newest keeps sweeps away from what it can reach.
+pub(crate) const VIEW_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// * Shows the effects of the entries up to `applied` and of no later one.
+/// * Answers for every revision from `floor` to `revision`.
+pub(crate) struct View {
+    pub(crate) revision: Revision,
+    pub(crate) floor: Revision,
+    pub(crate) applied: Option<LogId>,
+    pub(crate) counters: Counters,
+    meta: SnapshotMeta,
+    index: Arc<KeyIndex>,
+    rows: Arc<PastRows>,
+    alarm: Alarm,
+}
+
+impl View {
+    /// `rows` must hold exactly what `state` saved last.
+    pub(crate) fn new(rows: PastRows, state: &State, meta: SnapshotMeta, alarm: Alarm) -> Self {
+        let counters = state.counters();
+        View {
+            revision: counters.revision,
+            floor: counters.floor,
+            applied: meta.last_applied,
+            counters,
+            meta,
+            index: state.index().clone(),
+            rows: Arc::new(rows),
+            alarm,
+        }
+    }
+
+    /// Position and membership.
+    pub(crate) fn meta(&self) -> SnapshotMeta {
+        self.meta.clone()
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, ReadError> {
+        self.get_at(self.revision, key)
+    }
+
+    /// The key as of `at`, which must be one of the revisions this view answers for.
+    pub(crate) fn get_at(&self, at: Revision, key: &[u8]) -> Result<Option<KeyValue>, ReadError> {
+        self.reaches(at)?;
+        self.judge(read::get(&self.index, &*self.rows, at, key))
+    }
+
+    /// Up to `limit` live keys in ascending (or descending) order, and whether there are more.
+    pub(crate) fn range(
+        &self,
+        keys: &KeyRange,
+        limit: usize,
+        reverse: bool,
+    ) -> Result<(Vec<KeyValue>, bool), ReadError> {
+        self.range_at(self.revision, keys, limit, reverse)
+    }
+
+    pub(crate) fn range_at(
+        &self,
+        at: Revision,
+        keys: &KeyRange,
+        limit: usize,
+        reverse: bool,
+    ) -> Result<(Vec<KeyValue>, bool), ReadError> {
+        self.reaches(at)?;
+        self.judge(read::range(&self.index, &*self.rows, at, keys, limit, reverse))
+    }
+
+    pub(crate) fn count(&self, keys: &KeyRange) -> Result<u64, ReadError> {
+        self.judge(read::count(&self.index, self.revision, keys))
+    }
+
+    /// The changes of `revisions`, in whole revisions: as many as fit `max_records`, but at least one. Also the last
+    /// revision the answer covers.
+    pub(crate) fn changes(
+        &self,
+        revisions: RangeInclusive<Revision>,
+        max_records: usize,
+    ) -> Result<(Vec<Change>, Revision), ReadError> {
+        let (from, to) = (*revisions.start(), (*revisions.end()).min(self.revision));
+        self.judge(read::changes(&self.index, &*self.rows, self.floor, from, to, max_records))
+    }
+
+    /// The value that a change superseded, while history still holds it.
+    pub(crate) fn record(&self, id: RecordId) -> Result<Option<Record>, ReadError> {
+        let record = self
+            .rows
+            .record(id)
+            .and_then(|bytes| bytes.map(|bytes| decode_record(id, bytes).map_err(disk)).transpose());
+        self.judge(record.map_err(ReadError::from))
+    }
+
+    /// The key's kept records, newest first, at most `max_records`: who wrote it, when, under which number.
+    pub(crate) fn explain(&self, key: &[u8], max_records: usize) -> Result<Vec<(RecordId, Record)>, ReadError> {
+        self.judge(read::explain(&self.index, &*self.rows, self.revision, key, max_records))
+    }
+
+    /// Opens this moment for reading it in chunks. Needs the records only, so sweeps do not wait for it.
+    pub(crate) fn read_snapshot(&self) -> Result<SnapshotReader, StorageError> {
+        SnapshotReader::open(self.rows.clone(), self.meta.clone(), self.floor, self.alarm.clone())
+    }
+
+    /// Every lease and its time to live in milliseconds.
+    pub(crate) fn leases(&self) -> Result<Vec<(LeaseId, u64)>, ReadError> {
+        let mut leases = Vec::new();
+        let read = self.rows.each_row(RowSpace::Lease, &mut |key, row| {
+            leases.push((decode_lease_key(key).map_err(disk)?, decode_lease(row).map_err(disk)?.ttl_ms));
+            Ok(())
+        });
+        self.judge(read.map(|()| leases).map_err(ReadError::from))
+    }
+
+    fn reaches(&self, at: Revision) -> Result<(), ReadError> {
+        assert!(at <= self.revision, "a view of revision {} was asked for revision {at}", self.revision);
+        if at < self.floor { Err(ReadError::Compacted { oldest: self.floor }) } else { Ok(()) }
+    }
+
+    /// Passes an answer on, and stops the node if it says that the disk or what it holds is broken.
+    fn judge<T>(&self, answer: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(ReadError::Row(error)) = &answer {
+            self.alarm.raise("read", error);
+        }
+        answer
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("meta", &self.meta).field("counters", &self.counters).finish_non_exhaustive()
+    }
+}
+
+/// Stops the node over what a reader found.
+#[derive(Clone)]
+pub(crate) struct Alarm {
+    poison: Poison,
+    /// Set before the file is closed: from then on reading fails, and nothing is wrong with that.
+    closed: Arc<AtomicBool>,
+}
+
+impl Alarm {
+    pub(crate) fn new(poison: Poison) -> Self {
+        Alarm { poison, closed: Arc::default() }
+    }
+
+    pub(crate) fn disarm(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn raise(&self, what: &'static str, error: &RowError) -> StorageError {
+        let error = StorageError::new(FILE, what, error);
+        if self.closed.load(Ordering::SeqCst) { error } else { self.poison.fail(error) }
+    }
+}
+
+/// The views that somebody holds, the newest last.
+#[derive(Default)]
+pub(crate) struct LiveViews {
+    views: Vec<Live>,
+    /// The list is gone through for views that nobody holds any more when it is this long.
+    prune_at: usize,
+}
+
+struct Live {
+    view: Weak<View>,
+    floor: Revision,
+    /// The first time that was told when it was no longer the newest.
+    superseded: Option<Duration>,
+}
+
+impl LiveViews {
+    /// Notes the newest view.
+    pub(crate) fn published(&mut self, view: &Arc<View>) {
+        if self.views.len() >= self.prune_at {
+            self.forget_dropped();
+            self.prune_at = 2 * self.views.len() + 16;
+        }
+        self.views.push(Live { view: Arc::downgrade(view), floor: view.floor, superseded: None });
+    }
+
+    /// Takes the time: views superseded for [`VIEW_AGE_MAX`] are no longer minded.
+    ///
+    /// The age runs from the first tick behind the view's end, not from its beginning: a view may have been the newest
+    /// for hours when somebody takes it.
+    pub(crate) fn tick(&mut self, now: Duration) {
+        self.forget_dropped();
+        let Some((_newest, superseded)) = self.views.split_last_mut() else { return };
+        for view in superseded {
+            view.superseded.get_or_insert(now);
+        }
+        self.views.retain(|view| view.superseded.is_none_or(|since| now.saturating_sub(since) < VIEW_AGE_MAX));
+    }
+
+    /// The lowest floor of all views that are minded; the newest is always one of them.
+    pub(crate) fn floor(&self) -> Option<Revision> {
+        self.views.iter().filter(|live| live.view.strong_count() > 0).map(|live| live.floor).min()
+    }
+
+    fn forget_dropped(&mut self) {
+        self.views.retain(|live| live.view.strong_count() > 0);
+    }
+}
