@@ -10,4 +10,5 @@ mod format;
 mod rt;
 mod state_machine;
 mod storage;
+pub mod transport;
 mod types;
