@@ -7,6 +7,7 @@ mod command;
 mod config;
 mod error;
 mod format;
+mod raft;
 mod rt;
 mod state_machine;
 mod storage;

@@ -1,0 +1,89 @@
+//! The consensus library's whole configuration, a reason for each line.
+
+use openraft::{Config, SnapshotPolicy, StepDownPolicy};
+
+use crate::config::Timing;
+
+/// Entries applied since the last snapshot after which the next one is taken. A snapshot here is a durable checkpoint and
+/// a few bytes, so the number bounds what a purge may leave behind, not work.
+const SNAPSHOT_ENTRIES: u64 = 50_000;
+/// Entries kept behind a snapshot, so that a follower that was away catches up from the log.
+const KEPT_ENTRIES: u64 = 100_000;
+/// Most entries in one append frame; the byte budget usually ends it first.
+const FRAME_ENTRIES_MAX: u64 = 2048;
+/// How long installing a received snapshot may take.
+const INSTALL_TIMEOUT_MS: u64 = 10 * 60 * 1000;
+
+/// The configuration of one node of cluster `name`.
+pub(super) fn config(name: &str, timing: &Timing) -> Config {
+    let election_max = timing.election_max.as_millis() as u64;
+    Config {
+        // Shown in logs only.
+        cluster_name: name.into(),
+        heartbeat_interval: timing.heartbeat.as_millis() as u64,
+        election_timeout_min: timing.election_min.as_millis() as u64,
+        election_timeout_max: election_max,
+        // No suppression: an idle follower must hear of a commit within one heartbeat.
+        heartbeat_min_interval: Some(0),
+        // The time limit of a whole transfer is ours (network.rs bounds each chunk), this one must not cut it short: a
+        // limit shorter than the transfer restarts it for ever.
+        install_snapshot_timeout: INSTALL_TIMEOUT_MS,
+        max_payload_entries: FRAME_ENTRIES_MAX,
+        // Appends merge freely: the log engine makes one write of whatever is queued.
+        max_append_entries: Some(4096),
+        // Only consulted when a learner is added: it counts as caught up within this many entries.
+        replication_lag_threshold: 5_000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
+        // The library's own chunking is not used; ours is in storage/snapshot.rs.
+        snapshot_max_chunk_size: 3 * 1024 * 1024,
+        // Large, so that installing a snapshot under load is rare (upstream issue 2116) and a short absence costs a log
+        // catch-up, not a state transfer.
+        max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+        // Purging in larger steps: each one is a write in the log engine.
+        purge_batch_size: 4096,
+        // More than our own funnels ever have under way.
+        api_channel_size: Some(65_536),
+        notification_channel_size: Some(65_536),
+        state_machine_channel_size: Some(1024),
+        api_batch_capacity: 4096,
+        // A linger is at least a millisecond; batches form while the disk is busy.
+        api_batch_linger_ms: 0,
+        // Measured without effect here; the default keeps batches larger.
+        broadcast_submitted_on_append: None,
+        log_stage_capacity: None,
+        enable_tick: true,
+        enable_heartbeat: true,
+        enable_elect: true,
+        removed_leader_step_down: StepDownPolicy::After(election_max),
+        // A leader that can send but not hear must fall silent, or its heartbeats hold the others back for ever (upstream
+        // issue 2080). At least lease + election_max.
+        quorum_loss_probe_interval: Some(2 * election_max),
+        // A node that was away must not depose a working leader by its mere return.
+        enable_pre_vote: Some(true),
+        // A dead peer is asked again soon: a restart should not cost a second.
+        backoff: "20ms 50ms 100ms ...500ms".into(),
+        reset_backoff_on_transfer_leader: Some(true),
+        // A follower whose log went backwards has lost data and must not be counted.
+        allow_log_reversion: Some(false),
+        // Never: our followers flush and commit before the leader does, so a leader that restarts on its old vote can
+        // give one log id to two payloads (reproduced; acknowledged writes are lost).
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_passes_the_librarys_own_checks_and_keeps_what_is_not_negotiable() {
+        for timing in [Timing::default(), Timing::fast()] {
+            let config = config("test", &timing).validate().expect("valid");
+            assert_eq!(config.enable_leader_restore, Some(false));
+            assert_eq!(config.enable_pre_vote, Some(true));
+            let lease_and_election = 2 * timing.election_max.as_millis() as u64;
+            assert!(config.quorum_loss_probe_interval >= Some(lease_and_election), "{config:?}");
+        }
+    }
+}

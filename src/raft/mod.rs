@@ -1,0 +1,425 @@
+//! The only code that names the consensus library.
+//!
+//! Above this floor there are proposals, answers, indexes and plain types. What the library is told, and why, stands in
+//! `config.rs`; what it asks of us is implemented in `log_store.rs`, `state_store.rs` and `network.rs`.
+
+mod config;
+mod log_store;
+mod network;
+mod order;
+mod state_store;
+mod types;
+
+#[cfg(test)]
+mod conformance;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use openraft::{ReadPolicy, ServerState, async_runtime::WatchReceiver};
+
+use self::log_store::LogStore;
+use self::network::Factory;
+use self::order::Order;
+pub(crate) use self::state_store::Observer;
+use self::state_store::{SnapshotData, StateMachine};
+use self::types::{Config, Encoded, FromRaft, OSnapshotMeta, ToRaft};
+use crate::command::Response;
+use crate::config::Timing;
+use crate::format::message::{AppendReply, Reply, Request};
+use crate::format::snapshot::SnapshotMeta;
+use crate::rt;
+use crate::storage::log::Log;
+use crate::storage::snapshot::StageId;
+use crate::storage::state::StateStore;
+use crate::transport::link::Link;
+use crate::types::{LeaderId, LogEntry, LogId, NodeId, NodeInfo, StoredMembership, Vote};
+
+type Library = openraft::Raft<Config, StateMachine>;
+
+/// Received snapshots that may be under way at a time: one. A newer transfer replaces an older one.
+const RECEIVING_MAX: usize = 1;
+
+/// Why the library did not take something.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum RaftFailure {
+    /// Somebody else leads, or nobody does. Nothing was done.
+    #[error("this node does not lead")]
+    NotLeader(Option<NodeId>),
+    /// The entry was appended here and taken away again; it may yet be committed by another leader.
+    #[error("the entry was discarded by a change of leader")]
+    Discarded,
+    /// The leader could not confirm that it still leads.
+    #[error("no quorum confirmed the leader")]
+    NoQuorum,
+    /// The library has stopped: shut down, panicked, or the disk failed.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// What the rest of the node needs to know about the group, as of now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RaftStatus {
+    pub(crate) term: u64,
+    /// The leader this node follows or is; committed by a quorum's votes.
+    pub(crate) leader: Option<LeaderId>,
+    /// Set while this node leads.
+    pub(crate) leads: bool,
+    pub(crate) membership: StoredMembership,
+}
+
+/// One member's consensus module.
+#[derive(Clone)]
+pub(crate) struct Raft {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: NodeId,
+    raft: Library,
+    state: StateStore,
+    log: Log,
+    order: Order,
+    receiving: std::sync::Mutex<Option<Receiving>>,
+    status: rt::watch::Receiver<RaftStatus>,
+    follow: rt::Task<()>,
+}
+
+/// A snapshot that is coming in.
+#[derive(Clone)]
+struct Receiving {
+    session: u64,
+    stage: StageId,
+    meta: SnapshotMeta,
+}
+
+/// Everything the module stands on.
+pub(crate) struct Parts<'a> {
+    pub(crate) me: NodeId,
+    pub(crate) cluster_name: &'a str,
+    pub(crate) timing: &'a Timing,
+    pub(crate) log: Log,
+    pub(crate) state: StateStore,
+    pub(crate) link: Link,
+    pub(crate) observer: Observer,
+}
+
+impl Raft {
+    /// Starts the module on the current runtime, at whatever log and state the engines hold.
+    pub(crate) async fn start(parts: Parts<'_>) -> Result<Self, RaftFailure> {
+        let Parts { me, cluster_name, timing, log, state, link, observer } = parts;
+        let config = config::config(cluster_name, timing).validate().map_err(stopped)?;
+        let factory = Factory { link, streams: Arc::new(AtomicU64::new(rt::random_u64() >> 1)) };
+        let machine = StateMachine::new(state.clone(), log.clone(), observer);
+        let raft = Library::new(me.get(), Arc::new(config), factory, LogStore::new(log.clone()), machine)
+            .await
+            .map_err(|fatal| stopped(&fatal))?;
+        let (sender, status) = rt::watch::channel(RaftStatus::default());
+        let follow = rt::spawn("raft-status", follow_status(me, raft.clone(), sender));
+        Ok(Raft {
+            inner: Arc::new(Inner {
+                me,
+                raft,
+                state,
+                log,
+                order: Order::default(),
+                receiving: std::sync::Mutex::new(None),
+                status,
+                follow,
+            }),
+        })
+    }
+
+    /// The first entry of a new cluster: its members. Harmless when the log already has one.
+    pub(crate) async fn initialize(&self, members: BTreeMap<NodeId, NodeInfo>) -> Result<(), RaftFailure> {
+        let members: BTreeMap<u64, NodeInfo> = members.into_iter().map(|(id, info)| (id.get(), info)).collect();
+        match self.inner.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(stopped(&error)),
+        }
+    }
+
+    /// Whether a membership has ever been written here.
+    pub(crate) async fn is_initialized(&self) -> Result<bool, RaftFailure> {
+        self.inner.raft.is_initialized().await.map_err(|fatal| stopped(&fatal))
+    }
+
+    /// Asks for an election now instead of after the timeout.
+    pub(crate) async fn elect(&self) -> Result<(), RaftFailure> {
+        self.inner.raft.trigger().elect(true).await.map_err(|fatal| stopped(&fatal))
+    }
+
+    pub(crate) fn status(&self) -> rt::watch::Receiver<RaftStatus> {
+        self.inner.status.clone()
+    }
+
+    /// Hands encoded proposals to the log, in order, as one batch; `each` gets every outcome with its place.
+    pub(crate) async fn propose(
+        &self,
+        proposals: Vec<Bytes>,
+        mut each: impl FnMut(usize, Result<(LogId, Response), RaftFailure>) + Send,
+    ) {
+        let count = proposals.len();
+        let written = self.inner.raft.client_write_many(proposals.into_iter().map(Encoded)).await;
+        let mut answers = match written {
+            Ok(answers) => answers,
+            Err(fatal) => return (0..count).for_each(|at| each(at, Err(stopped(&fatal)))),
+        };
+        let mut answered = 0;
+        while let Some(answer) = answers.next().await {
+            let outcome = match answer {
+                Ok(Ok(written)) => match written.response.0 {
+                    Some(response) => Ok((written.log_id.to_plain(), response)),
+                    None => Err(RaftFailure::Discarded),
+                },
+                Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
+                    Err(RaftFailure::NotLeader(to.leader_id.map(NodeId::new)))
+                }
+                Ok(Err(_)) => Err(RaftFailure::Discarded),
+                Err(fatal) => Err(stopped(&fatal)),
+            };
+            each(answered, outcome);
+            answered += 1;
+        }
+        // A stream that ends early has lost its core.
+        (answered..count).for_each(|at| each(at, Err(RaftFailure::Stopped("the consensus core has stopped".into()))));
+    }
+
+    /// Confirms with a quorum that this node leads; a read is linearizable once this index is applied.
+    pub(crate) async fn read_index(&self) -> Result<u64, RaftFailure> {
+        match self.inner.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _)) => Ok(read.index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
+                Err(RaftFailure::NotLeader(to.leader_id.map(NodeId::new)))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(RaftFailure::NoQuorum),
+            Err(RaftError::Fatal(fatal)) => Err(stopped(&fatal)),
+        }
+    }
+
+    /// Asks `to` to take over. Answers when the request is on its way, not when it has happened.
+    pub(crate) async fn transfer_leader(&self, to: NodeId) -> Result<(), RaftFailure> {
+        self.inner.raft.trigger().transfer_leader(to.get()).await.map_err(|fatal| stopped(&fatal))
+    }
+
+    /// The voter, other than this node, whose log is furthest, if it has everything this leader had committed.
+    pub(crate) fn best_successor(&self) -> Option<NodeId> {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let committed = metrics.cluster_committed.map(|id| id.index);
+        let (node, matched) = metrics
+            .replication?
+            .into_iter()
+            .filter(|(id, _)| *id != self.inner.me.get())
+            .filter(|(id, _)| metrics.membership_config.voter_ids().any(|voter| voter == *id))
+            .max_by_key(|(_, matched)| matched.map(|id| id.index))?;
+        (matched.map(|id| id.index) >= committed).then(|| NodeId::new(node))
+    }
+
+    /// Drops log entries up to `index` that a snapshot covers.
+    pub(crate) async fn purge_log(&self, index: u64) -> Result<(), RaftFailure> {
+        self.inner.raft.trigger().purge_log(index).await.map_err(|fatal| stopped(&fatal))
+    }
+
+    /// Takes a snapshot (a durable checkpoint) soon.
+    pub(crate) async fn snapshot(&self) -> Result<(), RaftFailure> {
+        self.inner.raft.trigger().snapshot().await.map_err(|fatal| stopped(&fatal))
+    }
+
+    /// An error if the library has stopped or panicked; asks the core itself, since its metrics do not tell.
+    pub(crate) async fn check(&self) -> Result<(), RaftFailure> {
+        self.inner.raft.with_raft_state(|_| ()).await.map_err(|fatal| stopped(&fatal))
+    }
+
+    /// Stops the library. The engines stay open.
+    pub(crate) async fn shutdown(&self) {
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::error!(%error, "the consensus core panicked before it was shut down");
+        }
+        self.inner.follow.abort();
+    }
+
+    /// Serves one request of a peer; `None` if it is not consensus business.
+    pub(crate) async fn serve(&self, from: NodeId, request: Request) -> Option<Reply> {
+        let served = match request {
+            Request::Append { stream, seq, vote, prev, entries, commit } => {
+                self.serve_append(from, (stream, seq), vote, prev, entries, commit).await
+            }
+            Request::Vote { pre, vote, last, transfer } => self.serve_vote(pre, vote, last, transfer).await,
+            Request::TransferLeader { from, to, last } => {
+                let request = TransferLeaderRequest::new(from.to_raft(), to.get(), last.map(|id| id.to_raft()));
+                match self.inner.raft.handle_transfer_leader(request).await {
+                    Ok(Ok(())) => Ok(Reply::Transferred { refused: None }),
+                    Ok(Err(refused)) => Ok(Reply::Transferred { refused: Some(refused.to_string()) }),
+                    Err(fatal) => Err(stopped(&fatal)),
+                }
+            }
+            Request::SnapshotBegin { session, vote: _, applied, membership } => {
+                self.serve_snapshot_begin(session, SnapshotMeta { last_applied: applied, membership }).await
+            }
+            Request::SnapshotChunk { session, index, chunk } => self.serve_snapshot_chunk(session, index, chunk).await,
+            Request::SnapshotFinish { session, vote } => self.serve_snapshot_finish(session, vote).await,
+            _ => return None,
+        };
+        Some(served.unwrap_or_else(|failure| Reply::Failed { why: failure.to_string() }))
+    }
+
+    async fn serve_append(
+        &self,
+        from: NodeId,
+        (stream, seq): (u64, u64),
+        vote: Vote,
+        prev: Option<LogId>,
+        entries: Vec<LogEntry>,
+        commit: Option<LogId>,
+    ) -> Result<Reply, RaftFailure> {
+        if self.inner.order.turn(from, stream, seq).await.is_err() {
+            return Ok(Reply::Failed { why: format!("frame {seq} of stream {stream} came without its predecessors") });
+        }
+        let request = AppendEntriesRequest {
+            vote: vote.to_raft(),
+            prev_log_id: prev.map(|id| id.to_raft()),
+            entries: entries.iter().map(ToRaft::to_raft).collect(),
+            leader_commit: commit.map(|id| id.to_raft()),
+        };
+        let mut answer = std::pin::pin!(self.inner.raft.append_entries(request).fuse());
+        // One poll hands the request to the core; only then may the next frame follow. The answer waits for the disk.
+        let first = futures::poll!(&mut answer);
+        self.inner.order.handed_in(from, stream, seq);
+        let answer = match first {
+            std::task::Poll::Ready(answer) => answer,
+            std::task::Poll::Pending => answer.await,
+        };
+        Ok(Reply::Append(match answer.map_err(|error| stopped(&error))? {
+            AppendEntriesResponse::Success => AppendReply::Success,
+            AppendEntriesResponse::PartialSuccess(upto) => AppendReply::Partial(upto.map(|id| id.to_plain())),
+            AppendEntriesResponse::Conflict => AppendReply::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => AppendReply::HigherVote(vote.to_plain()),
+        }))
+    }
+
+    async fn serve_vote(
+        &self,
+        pre: bool,
+        vote: Vote,
+        last: Option<LogId>,
+        transfer: bool,
+    ) -> Result<Reply, RaftFailure> {
+        let mut request = VoteRequest::new(vote.to_raft(), last.map(|id| id.to_raft()));
+        request.leadership_transfer = transfer;
+        let answer = match pre {
+            true => self.inner.raft.pre_vote(request).await,
+            false => self.inner.raft.vote(request).await,
+        };
+        let answer = answer.map_err(|error| stopped(&error))?;
+        Ok(Reply::Vote {
+            vote: answer.vote.to_plain(),
+            granted: answer.vote_granted,
+            last: answer.last_log_id.map(|id| id.to_plain()),
+        })
+    }
+
+    async fn serve_snapshot_begin(&self, session: u64, meta: SnapshotMeta) -> Result<Reply, RaftFailure> {
+        if self.receiving(session).is_some() {
+            return Ok(Reply::Snapshot { refused: None });
+        }
+        let staged = engine(|done| self.inner.state.stage_begin(meta.clone(), done)).await;
+        Ok(match staged {
+            Ok(stage) => {
+                *self.inner.receiving.lock().expect("no panic while held") = Some(Receiving { session, stage, meta });
+                Reply::Snapshot { refused: None }
+            }
+            Err(why) => Reply::Snapshot { refused: Some(why) },
+        })
+    }
+
+    async fn serve_snapshot_chunk(&self, session: u64, index: u64, chunk: Bytes) -> Result<Reply, RaftFailure> {
+        let Some(receiving) = self.receiving(session) else { return Ok(replaced()) };
+        let taken = engine(|done| self.inner.state.stage_chunk(receiving.stage, index, chunk, done)).await;
+        Ok(Reply::Snapshot { refused: taken.err() })
+    }
+
+    async fn serve_snapshot_finish(&self, session: u64, vote: Vote) -> Result<Reply, RaftFailure> {
+        let Some(receiving) = self.receiving(session) else { return Ok(replaced()) };
+        if let Err(why) = engine(|done| self.inner.state.stage_finish(receiving.stage, done)).await {
+            return Ok(Reply::Snapshot { refused: Some(why) });
+        }
+        // Upstream issue 2116: an install that reaches the core while appends are still on their way to the disk can be
+        // overtaken by them. Everything the core has handed to the log so far is durable before the core sees the snapshot.
+        if let Err(why) = engine(|done| self.inner.log.barrier(done)).await {
+            return Ok(Reply::Failed { why });
+        }
+        let Receiving { stage, meta, .. } = receiving;
+        let snapshot = openraft::Snapshot {
+            meta: OSnapshotMeta {
+                last_log_id: meta.last_applied.map(|id| id.to_raft()),
+                last_membership: meta.membership.to_raft(),
+            },
+            snapshot: SnapshotData::Staged(stage),
+        };
+        let installed = self.inner.raft.install_full_snapshot(vote.to_raft(), snapshot).await;
+        let installed = installed.map_err(|fatal| stopped(&fatal))?;
+        self.inner.receiving.lock().expect("no panic while held").take_if(|now| now.session == session);
+        Ok(Reply::SnapshotInstalled { vote: installed.vote.to_plain() })
+    }
+
+    fn receiving(&self, session: u64) -> Option<Receiving> {
+        const { assert!(RECEIVING_MAX == 1) };
+        let receiving = self.inner.receiving.lock().expect("no panic while held");
+        receiving.as_ref().filter(|now| now.session == session).cloned()
+    }
+}
+
+fn replaced() -> Reply {
+    Reply::Snapshot { refused: Some("another snapshot has taken this one's place".into()) }
+}
+
+/// Runs one engine operation to its callback, with its error as text for the peer.
+async fn engine<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
+    start: impl FnOnce(Box<dyn FnOnce(Result<T, E>) + Send>),
+) -> Result<T, String> {
+    let (done, result) = futures::channel::oneshot::channel();
+    start(Box::new(move |result| drop(done.send(result))));
+    match result.await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the engine has stopped".into()),
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> RaftFailure {
+    RaftFailure::Stopped(error.to_string())
+}
+
+/// Copies what matters out of the library's metrics whenever it changes, so that nobody else holds on to them: a borrow
+/// of the library's watch that is held blocks its core.
+async fn follow_status(me: NodeId, raft: Library, sender: rt::watch::Sender<RaftStatus>) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let now = metrics.borrow_watched().clone();
+        let leads = now.state == ServerState::Leader;
+        let vote = now.vote.to_plain();
+        let leader = (vote.committed && now.current_leader == Some(vote.leader.node.get())).then_some(vote.leader);
+        let status = RaftStatus {
+            term: vote.leader.term,
+            leader,
+            leads: leads && leader.is_some_and(|leader| leader.node == me),
+            membership: now.membership_config.to_plain(),
+        };
+        sender.send_if_modified(|current| {
+            let changed = *current != status;
+            *current = status;
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// How long a peer may take to answer a question that is not the library's own.
+pub(crate) const ASK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);

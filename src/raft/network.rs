@@ -1,0 +1,324 @@
+//! Replication, votes and snapshots on their way to a peer.
+//!
+//! Three clients per peer, each on its own lane, so that bulk never delays a heartbeat. Append frames are pipelined up to a
+//! window, numbered so that the receiver can put them back in order, and answered in order; no task is left behind when the
+//! library drops the stream.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt};
+use futures::{FutureExt, Stream};
+use openraft::base::BoxFuture;
+use openraft::errors::{ErrorSource, NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::impls::BoxedErrorSource;
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+
+use super::state_store::SnapshotData;
+use super::types::{Config, FromRaft, OSnapshotMeta, OVote, ToRaft};
+use crate::format::message::{AppendReply, Reply, Request};
+use crate::rt;
+use crate::storage::snapshot::SnapshotReader;
+use crate::transport::Lane;
+use crate::transport::link::{Link, LinkError};
+use crate::types::{NodeId, NodeInfo, Peer};
+
+/// Append frames under way to one peer at a time. More does not help where a round trip is shorter than an fsync, and
+/// splits the follower's batches.
+pub(crate) const APPEND_WINDOW: usize = 4;
+/// How long one chunk of a snapshot may take to be acknowledged.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often one chunk is sent before the transfer is given up and started anew by the library.
+const CHUNK_TRIES: usize = 5;
+/// How long the receiver may take to install what it has received.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
+
+type Rpc = RPCError<Config>;
+type Snapshot = openraft::alias::SnapshotOf<Config, SnapshotData>;
+
+pub(crate) struct Factory {
+    pub(crate) link: Link,
+    pub(crate) streams: Arc<AtomicU64>,
+}
+
+impl RaftNetworkFactory<Config> for Factory {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, node: &NodeInfo) -> Client {
+        self.client(target, node, Lane::Append)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &NodeInfo) -> Client {
+        self.client(target, node, Lane::Control)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &NodeInfo) -> Client {
+        self.client(target, node, Lane::Snapshot)
+    }
+}
+
+impl Factory {
+    fn client(&self, target: u64, node: &NodeInfo, lane: Lane) -> Client {
+        Client {
+            link: self.link.clone(),
+            peer: self.link.peer(node),
+            target: NodeId::new(target),
+            lane,
+            streams: self.streams.clone(),
+        }
+    }
+}
+
+/// One lane to one peer.
+pub(crate) struct Client {
+    link: Link,
+    peer: Peer,
+    target: NodeId,
+    lane: Lane,
+    /// Numbers the append streams of this node; shared, so that no two streams have one number.
+    streams: Arc<AtomicU64>,
+}
+
+impl Client {
+    /// Where a vote or a handover goes, whatever this client's lane is.
+    async fn ask_control(&self, request: &Request, option: &RPCOption) -> Result<Reply, Rpc> {
+        let asked = self.link.ask(&self.peer, Some(self.target), Lane::Control, request, option.soft_ttl()).await;
+        asked.map_err(|error| self.rpc_error(error, option.soft_ttl()))
+    }
+
+    async fn append(
+        link: Link,
+        peer: Peer,
+        target: NodeId,
+        lane: Lane,
+        request: Request,
+        limit: Duration,
+    ) -> Result<AppendEntriesResponse<Config>, Rpc> {
+        let reply = link.ask(&peer, Some(target), lane, &request, limit).await;
+        match reply.map_err(|error| rpc_error(&link, target, error, limit))? {
+            Reply::Append(AppendReply::Success) => Ok(AppendEntriesResponse::Success),
+            Reply::Append(AppendReply::Partial(upto)) => {
+                Ok(AppendEntriesResponse::PartialSuccess(upto.map(|id| id.to_raft())))
+            }
+            Reply::Append(AppendReply::Conflict) => Ok(AppendEntriesResponse::Conflict),
+            Reply::Append(AppendReply::HigherVote(vote)) => Ok(AppendEntriesResponse::HigherVote(vote.to_raft())),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn rpc_error(&self, error: LinkError, limit: Duration) -> Rpc {
+        rpc_error(&self.link, self.target, error, limit)
+    }
+
+    /// Sends one step of a snapshot until it is acknowledged; steps are idempotent.
+    async fn snapshot_step(&self, request: Request, timeout: Duration) -> Result<Reply, StreamingError<Config>> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.link.ask(&self.peer, Some(self.target), Lane::Snapshot, &request, timeout).await {
+                Ok(Reply::Snapshot { refused: Some(why) }) => {
+                    return Err(StreamingError::Network(NetworkError::from_string(why)));
+                }
+                Ok(Reply::Failed { why }) => return Err(StreamingError::Network(NetworkError::from_string(why))),
+                Ok(reply) => return Ok(reply),
+                Err(error) if tries == CHUNK_TRIES => return Err(self.rpc_error(error, timeout).into()),
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, %error, tries, "a snapshot step is sent again");
+                    rt::sleep(Duration::from_millis(50) * tries as u32).await;
+                }
+            }
+        }
+    }
+
+    async fn send_snapshot(
+        &self,
+        vote: OVote,
+        meta: &OSnapshotMeta,
+        mut reader: SnapshotReader,
+    ) -> Result<SnapshotResponse<Config>, StreamingError<Config>> {
+        let vote = vote.to_plain();
+        let session = rt::random_u64();
+        let begin = Request::SnapshotBegin {
+            session,
+            vote,
+            applied: meta.last_log_id.map(|id| id.to_plain()),
+            membership: meta.last_membership.to_plain(),
+        };
+        let (peer, started) = (self.peer.to_string(), rt::Instant::now());
+        tracing::info!(%peer, session, "sending a snapshot");
+        self.snapshot_step(begin, CHUNK_TIMEOUT).await?;
+        let (mut index, mut bytes) = (0, 0);
+        while let Some(chunk) = next_chunk(&mut reader)? {
+            bytes += chunk.len();
+            self.snapshot_step(Request::SnapshotChunk { session, index, chunk }, CHUNK_TIMEOUT).await?;
+            index += 1;
+        }
+        match self.snapshot_step(Request::SnapshotFinish { session, vote }, INSTALL_TIMEOUT).await? {
+            Reply::SnapshotInstalled { vote } => {
+                let took = started.elapsed();
+                tracing::info!(%peer, session, chunks = index, bytes, ?took, "the snapshot is installed");
+                Ok(SnapshotResponse::new(vote.to_raft()))
+            }
+            other => Err(unexpected(&other).into()),
+        }
+    }
+}
+
+fn next_chunk(reader: &mut SnapshotReader) -> Result<Option<Bytes>, StreamingError<Config>> {
+    // A read error is this node's disk: reported as such it stops the node instead of being retried for ever.
+    reader.next_chunk().map_err(|error| {
+        StreamingError::StorageError(openraft::StorageError::read_snapshot(None, BoxedErrorSource::from_error(&error)))
+    })
+}
+
+fn rpc_error(link: &Link, target: NodeId, error: LinkError, limit: Duration) -> Rpc {
+    match error {
+        LinkError::Unreachable(_) => Unreachable::from_string(error).into(),
+        LinkError::TimedOut { .. } => {
+            Timeout { action: RPCTypes::AppendEntries, id: link.me().get(), target: target.get(), timeout: limit }
+                .into()
+        }
+        LinkError::Garbled { .. } => NetworkError::from_string(error).into(),
+    }
+}
+
+fn unexpected(reply: &Reply) -> Rpc {
+    // As unreachable, not as a network error: the latter is retried without a pause.
+    match reply {
+        Reply::Failed { why } => Unreachable::from_string(why).into(),
+        other => Unreachable::from_string(format!("an answer to another question: {other:?}")).into(),
+    }
+}
+
+impl RaftNetworkV2<Config> for Client {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Config>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Config>, Rpc> {
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
+        let request = append_request(stream, 0, &request);
+        Self::append(self.link.clone(), self.peer.clone(), self.target, self.lane, request, option.soft_ttl()).await
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Config>, Rpc>>, Rpc>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Config>> + Send + Unpin + 'static,
+    {
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
+        let limit = option.soft_ttl();
+        let this = &*self;
+        let answers = input
+            .enumerate()
+            .map(move |(seq, request)| {
+                let prev = request.prev_log_id;
+                let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+                let request = append_request(stream, seq as u64, &request);
+                let answer = Self::append(this.link.clone(), this.peer.clone(), this.target, this.lane, request, limit);
+                answer.map(move |answer| answer.map(|answer| (answer, prev, last)))
+            })
+            .buffered(APPEND_WINDOW);
+        // The first answer that is not a full success ends the stream: the library starts another from what it then knows.
+        let ended = answers.scan(false, |ended, answer| {
+            if *ended {
+                return futures::future::ready(None);
+            }
+            let item = answer.map(|(answer, prev, last)| {
+                *ended = !matches!(&answer, AppendEntriesResponse::Success);
+                answer.into_stream_result(prev, last)
+            });
+            *ended |= item.is_err();
+            futures::future::ready(Some(item))
+        });
+        futures::future::ready(Ok(ended.boxed())).boxed()
+    }
+
+    async fn vote(&mut self, request: VoteRequest<Config>, option: RPCOption) -> Result<VoteResponse<Config>, Rpc> {
+        self.ask_vote(false, request, option).await
+    }
+
+    async fn pre_vote(&mut self, request: VoteRequest<Config>, option: RPCOption) -> Result<VoteResponse<Config>, Rpc> {
+        self.ask_vote(true, request, option).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: OVote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Config>, StreamingError<Config>> {
+        let SnapshotData::Local(reader) = snapshot.snapshot else {
+            return Err(NetworkError::from_string("a received snapshot is not sent on").into());
+        };
+        let sent = self.send_snapshot(vote, &snapshot.meta, *reader);
+        futures::pin_mut!(sent, cancel);
+        match futures::future::select(cancel, sent).await {
+            futures::future::Either::Left((closed, _)) => Err(closed.into()),
+            futures::future::Either::Right((sent, _)) => sent,
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Config>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Config>, Rpc> {
+        let request = Request::TransferLeader {
+            from: request.from_leader().to_plain(),
+            to: NodeId::new(*request.to_node_id()),
+            last: request.last_log_id().map(|id| id.to_plain()),
+        };
+        match self.ask_control(&request, &option).await? {
+            Reply::Transferred { refused: None } => Ok(Ok(())),
+            Reply::Transferred { refused: Some(why) } => Err(Unreachable::from_string(why).into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl Client {
+    async fn ask_vote(
+        &self,
+        pre: bool,
+        request: VoteRequest<Config>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Config>, Rpc> {
+        let request = Request::Vote {
+            pre,
+            vote: request.vote.to_plain(),
+            last: request.last_log_id.map(|id| id.to_plain()),
+            transfer: request.leadership_transfer,
+        };
+        match self.ask_control(&request, &option).await? {
+            Reply::Vote { vote, granted, last } => {
+                Ok(VoteResponse::new(vote.to_raft(), last.map(|id| id.to_raft()), granted))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn append_request(stream: u64, seq: u64, request: &AppendEntriesRequest<Config>) -> Request {
+    Request::Append {
+        stream,
+        seq,
+        vote: request.vote.to_plain(),
+        prev: request.prev_log_id.map(|id| id.to_plain()),
+        entries: request.entries.iter().map(FromRaft::to_plain).collect(),
+        commit: request.leader_commit.map(|id| id.to_plain()),
+    }
+}
