@@ -1,0 +1,166 @@
+//! From a name, a directory and a transport to a running node.
+
+use std::future::IntoFuture;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use super::cluster::Cluster;
+use crate::config::{Runtime, Settings, Timing};
+use crate::error::StartError;
+use crate::node::{self, Formation, Opening, Place};
+use crate::transport::Transport;
+
+/// Starts a node when awaited. Made by [`Cluster::builder`].
+///
+/// Needs a place for its files ([`Builder::storage`] or [`Builder::in_memory`]) and, unless it is alone, a
+/// [`Builder::transport`]. Awaiting it opens the directory and starts the node; it does not wait for other nodes: use
+/// [`Cluster::ready`] for that.
+///
+/// # Errors
+/// See [`StartError`]. Whatever it is, the directory is as it was.
+#[must_use = "a builder does nothing until it is awaited"]
+pub struct Builder {
+    name: String,
+    cluster_name: String,
+    place: Option<Place>,
+    transport: Option<Arc<dyn Transport>>,
+    formation: Formation,
+    settings: Settings,
+}
+
+impl Builder {
+    pub(crate) fn new(name: String) -> Self {
+        Builder {
+            name,
+            cluster_name: "quorate".into(),
+            place: None,
+            transport: None,
+            formation: Formation::Single,
+            settings: Settings::default(),
+        }
+    }
+
+    /// Keeps the node's files in `directory`, which is created if its parent exists. One directory belongs to one node.
+    pub fn storage(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.place = Some(Place::Directory(directory.into()));
+        self
+    }
+
+    /// Keeps everything in memory: nothing survives the process. For tests and examples.
+    pub fn in_memory(mut self) -> Self {
+        self.place = Some(Place::Memory);
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn disk(mut self, disk: Arc<dyn crate::storage::disk::Disk>) -> Self {
+        self.place = Some(Place::Disk(disk));
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self
+    }
+
+    /// Reaches the other nodes through `transport`.
+    pub fn transport(mut self, transport: impl Transport) -> Self {
+        self.transport = Some(Arc::new(transport));
+        self
+    }
+
+    /// How the cluster comes about when the directory is empty. Default: [`Formation::Single`].
+    pub fn formation(mut self, formation: Formation) -> Self {
+        self.formation = formation;
+        self
+    }
+
+    /// What the cluster is called in logs. Default: "quorate".
+    pub fn cluster_name(mut self, name: impl Into<String>) -> Self {
+        self.cluster_name = name.into();
+        self
+    }
+
+    /// How fast nodes notice each other's silence. The same on every node.
+    pub fn timing(mut self, timing: Timing) -> Self {
+        self.settings.timing = timing;
+        self
+    }
+
+    /// How long an operation tries before it gives up, unless the call says otherwise. Default 10 s, at least 1 ms.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout = timeout;
+        self
+    }
+
+    /// Bytes of keys and values, history included, beyond which growing writes are refused with
+    /// [`Error::NoSpace`](crate::Error::NoSpace). Default 2 GiB.
+    pub fn quota_bytes(mut self, bytes: u64) -> Self {
+        self.settings.quota_bytes = bytes;
+        self
+    }
+
+    /// Revisions of history to keep below the newest, for watches that resume and reads of the past. Default 100 000, at
+    /// least 1000. The leader's setting counts.
+    pub fn history(mut self, revisions: u64) -> Self {
+        self.settings.history_revisions = revisions;
+        self
+    }
+
+    /// Where the node's own tasks run. Default: a thread of its own.
+    ///
+    /// [`Runtime::Current`] also runs the storage engines as tasks of that runtime, fsync included: only for tests on a
+    /// paused clock.
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.settings.runtime = runtime;
+        self.settings.inline_storage = runtime == Runtime::Current;
+        self
+    }
+}
+
+impl IntoFuture for Builder {
+    type Output = Result<Cluster, StartError>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let missing =
+                |setting, rule: &str| StartError::Config { setting, value: "not set".into(), rule: rule.into() };
+            let place =
+                self.place.ok_or_else(|| missing("storage", "a node needs storage(directory) or in_memory()"))?;
+            let transport = match self.transport {
+                Some(transport) => transport,
+                None if self.formation == Formation::Single => Arc::new(Alone) as Arc<dyn Transport>,
+                None => return Err(missing("transport", "a node with peers needs a transport")),
+            };
+            let opening = Opening {
+                cluster_name: self.cluster_name,
+                name: self.name,
+                place,
+                transport,
+                formation: self.formation,
+                settings: self.settings,
+            };
+            Ok(Cluster::new(node::start(opening).await?))
+        })
+    }
+}
+
+/// The transport of a node that has nobody to talk to.
+struct Alone;
+
+impl Transport for Alone {
+    fn call<'a>(
+        &'a self,
+        _to: &'a crate::types::Peer,
+        _lane: crate::transport::Lane,
+        _frame: bytes::Bytes,
+        _timeout: Duration,
+    ) -> BoxFuture<'a, Result<bytes::Bytes, crate::transport::TransportError>> {
+        Box::pin(std::future::ready(Err(crate::transport::TransportError::Unreachable)))
+    }
+}

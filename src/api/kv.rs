@@ -1,0 +1,639 @@
+//! Getting, setting and deleting keys.
+
+use std::future::IntoFuture;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use super::cluster::Cluster;
+use super::keys::{Keys, shown, stored_key};
+use crate::codec::{self, Value};
+use crate::command::{
+    Attach, Command, Compare, KeyRange, KeyValue, Op, OpResult, Order, Refusal, Response, Test, Txn, TxnResponse,
+};
+use crate::config::{TTL_MAX, TTL_MIN};
+use crate::error::{Error, Obstacle};
+use crate::node::Node;
+use crate::rt;
+use crate::state_machine::read::ReadError;
+use crate::storage::view::View;
+use crate::types::{LeaseId, Revision};
+
+/// Most entries one [`Cluster::range`] returns unless it sets a smaller limit.
+pub const RANGE_ENTRIES_MAX: u32 = 10_000;
+
+/// A stored value and where it stands in the history. Derefs to the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry<V> {
+    /// The value.
+    pub value: V,
+    /// The revision of the put that created the key.
+    pub created: Revision,
+    /// The revision of the newest put.
+    pub modified: Revision,
+    /// 1 for the put that created the key, one more for each later one.
+    pub version: u64,
+    /// The lease the key hangs on.
+    pub lease: Option<LeaseId>,
+    /// That lease's time to live. How much of it is left: [`Cluster::remaining`].
+    pub ttl: Option<Duration>,
+}
+
+impl<V> Deref for Entry<V> {
+    type Target = V;
+    fn deref(&self) -> &V {
+        &self.value
+    }
+}
+
+impl<V: Value> Entry<V> {
+    pub(crate) fn decode(kv: &KeyValue) -> Result<Self, Error> {
+        Ok(Entry {
+            value: codec::decode(&shown(&kv.key), &kv.value)?,
+            created: kv.created,
+            modified: kv.modified,
+            version: kv.version,
+            lease: kv.lease,
+            ttl: kv.ttl_ms.map(Duration::from_millis),
+        })
+    }
+}
+
+/// A write that took effect.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Written {
+    /// The revision it made.
+    pub revision: Revision,
+}
+
+/// A write that took effect, and what it replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replaced<V> {
+    /// The revision it made.
+    pub revision: Revision,
+    /// What the key held before.
+    pub prev: Option<Entry<V>>,
+}
+
+/// What a conditional write did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cas<V> {
+    /// The condition held and the write took effect.
+    Applied(Written),
+    /// The condition did not hold; nothing changed. What the key holds instead.
+    Conflict(Option<Entry<V>>),
+}
+
+impl<V> Cas<V> {
+    /// Whether the write took effect.
+    pub fn is_applied(&self) -> bool {
+        matches!(self, Cas::Applied(_))
+    }
+}
+
+/// What a delete did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Deleted {
+    /// How many keys were there and are gone.
+    pub count: u64,
+    /// The store's revision after it; its own if `count` is not 0.
+    pub revision: Revision,
+}
+
+/// Which moment a read shows.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Moment {
+    Linearizable,
+    Stale,
+    AtLeast(Revision),
+}
+
+/// What reads have in common.
+#[derive(Clone, Debug)]
+struct Reading {
+    cluster: Cluster,
+    moment: Moment,
+    timeout: Duration,
+}
+
+impl Reading {
+    fn new(cluster: &Cluster) -> Self {
+        Reading { cluster: cluster.clone(), moment: Moment::Linearizable, timeout: cluster.node().settings().timeout }
+    }
+
+    /// Runs `read` on a view of the wanted moment.
+    async fn run<T: Send + 'static>(
+        self,
+        read: impl Fn(&View) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let Reading { cluster, moment, timeout } = self;
+        cluster.node().check_open()?;
+        let view = match moment {
+            Moment::Stale => cluster.node().state().view(),
+            Moment::AtLeast(revision) => cluster.on_node(move |node| view_at_least(node, revision, timeout)).await?,
+            Moment::Linearizable => {
+                cluster.on_node(move |node| async move { node.linearizable_view(timeout).await }).await?
+            }
+        };
+        read(&view).map_err(|error| read_error(error, view.revision))
+    }
+}
+
+async fn view_at_least(node: Arc<Node>, revision: Revision, timeout: Duration) -> Result<Arc<View>, Error> {
+    let started = rt::Instant::now();
+    let deadline = started + timeout;
+    loop {
+        node.check_open()?;
+        let view = node.state().view();
+        if view.revision >= revision {
+            return Ok(view);
+        }
+        if rt::timeout_at(deadline, node.wait_revision(revision)).await.is_err() {
+            return Err(Error::NotApplied { why: Obstacle::Timeout, waited: started.elapsed() });
+        }
+    }
+}
+
+pub(crate) fn read_error(error: ReadError, requested: Revision) -> Error {
+    match error {
+        ReadError::Compacted { oldest } => Error::Compacted { requested, oldest },
+        ReadError::Row(error) => Error::Stopped { reason: format!("the state cannot be read: {error}") },
+    }
+}
+
+/// Declares the methods all reads share.
+macro_rules! reading {
+    () => {
+        /// Reads what this node has applied, without asking anybody. May be behind by as much as this node is.
+        pub fn stale(mut self) -> Self {
+            self.reading.moment = Moment::Stale;
+            self
+        }
+
+        /// Reads what this node has applied once that is at least `revision`: sees one's own writes without a round trip.
+        pub fn at_least(mut self, revision: Revision) -> Self {
+            self.reading.moment = Moment::AtLeast(revision);
+            self
+        }
+
+        /// Gives up after `timeout` instead of the default.
+        pub fn timeout(mut self, timeout: Duration) -> Self {
+            self.reading.timeout = timeout;
+            self
+        }
+    };
+}
+
+/// A read of one key. See [`Cluster::get`].
+#[must_use = "an operation does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct Get<V> {
+    reading: Reading,
+    key: Result<Bytes, Error>,
+    value: PhantomData<fn() -> V>,
+}
+
+impl<V> Get<V> {
+    reading!();
+}
+
+impl<V: Value + Send + 'static> IntoFuture for Get<V> {
+    type Output = Result<Option<Entry<V>>, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let key = self.key?;
+            let found = self.reading.run(move |view| view.get(&key)).await?;
+            found.as_ref().map(Entry::decode).transpose()
+        })
+    }
+}
+
+/// A read of several keys at one moment. See [`Cluster::range`].
+#[must_use = "an operation does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct Range<V> {
+    reading: Reading,
+    keys: Result<KeyRange, Error>,
+    limit: u32,
+    reverse: bool,
+    value: PhantomData<fn() -> V>,
+}
+
+impl<V> Range<V> {
+    reading!();
+
+    /// Returns at most `limit` entries, at most [`RANGE_ENTRIES_MAX`](crate::RANGE_ENTRIES_MAX).
+    pub fn limit(mut self, limit: u32) -> Self {
+        self.limit = limit.min(RANGE_ENTRIES_MAX);
+        self
+    }
+
+    /// Starts at the last key and goes down.
+    pub fn reverse(mut self) -> Self {
+        self.reverse = true;
+        self
+    }
+}
+
+/// Several entries of one moment, in key order. Derefs to the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entries<V> {
+    /// Keys and entries.
+    pub entries: Vec<(String, Entry<V>)>,
+    /// Whether the range holds more than the limit let through.
+    pub more: bool,
+}
+
+impl<V> Deref for Entries<V> {
+    type Target = Vec<(String, Entry<V>)>;
+    fn deref(&self) -> &Self::Target {
+        &self.entries
+    }
+}
+
+impl<V> IntoIterator for Entries<V> {
+    type Item = (String, Entry<V>);
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.entries.into_iter()
+    }
+}
+
+impl<V: Value + Send + 'static> IntoFuture for Range<V> {
+    type Output = Result<Entries<V>, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let (keys, limit, reverse) = (self.keys?, self.limit, self.reverse);
+            let (found, more) = self.reading.run(move |view| view.range(&keys, limit as usize, reverse)).await?;
+            let entry = |kv: &KeyValue| Ok((shown(&kv.key), Entry::decode(kv)?));
+            Ok(Entries { entries: found.iter().map(entry).collect::<Result<_, Error>>()?, more })
+        })
+    }
+}
+
+/// What writes of one key have in common.
+#[derive(Debug)]
+struct Writing {
+    cluster: Cluster,
+    key: String,
+    value: Result<Bytes, Error>,
+    attach: Result<Attach, Error>,
+    timeout: Duration,
+}
+
+impl Writing {
+    fn put(&self, prev: bool) -> Result<(Bytes, Op), Error> {
+        let key = stored_key(&self.key)?;
+        let (value, lease) = (self.value.clone()?, self.attach.clone()?);
+        Ok((key.clone(), Op::Put { key, value, lease, prev }))
+    }
+}
+
+/// Declares the methods all writes share.
+macro_rules! writing {
+    () => {
+        /// Has the key deleted `ttl` after the leader accepts the write (milliseconds count; 1 ms to one year). A later write
+        /// of the key without a ttl lets it stay.
+        pub fn ttl(mut self, ttl: Duration) -> Self {
+            self.writing.attach = ttl_attach(ttl);
+            self
+        }
+
+        /// Has the key deleted when the lease ends: all keys of a lease go at one revision.
+        pub fn lease(mut self, lease: LeaseId) -> Self {
+            self.writing.attach = Ok(Attach::Lease(lease));
+            self
+        }
+
+        /// Gives up after `timeout` instead of the default.
+        pub fn timeout(mut self, timeout: Duration) -> Self {
+            self.writing.timeout = timeout;
+            self
+        }
+    };
+}
+
+pub(crate) fn ttl_attach(ttl: Duration) -> Result<Attach, Error> {
+    Ok(Attach::Ttl { ttl_ms: ttl_ms(ttl)? })
+}
+
+pub(crate) fn ttl_ms(ttl: Duration) -> Result<u64, Error> {
+    if !(TTL_MIN..=TTL_MAX).contains(&ttl) {
+        let why = format!("it is {ttl:?}, but must be from {TTL_MIN:?} to {TTL_MAX:?}");
+        return Err(Error::Invalid { what: "ttl", why });
+    }
+    Ok(ttl.as_millis() as u64)
+}
+
+/// A write of one key. See [`Cluster::set`].
+#[must_use = "an operation does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct Set<V> {
+    writing: Writing,
+    kind: PhantomData<fn() -> V>,
+}
+
+impl<V> Set<V> {
+    writing!();
+
+    /// Writes only if the key is not there.
+    pub fn if_absent(self) -> SetIf<V> {
+        self.when(Test::Absent)
+    }
+
+    /// Writes only if the key is there.
+    pub fn if_present(self) -> SetIf<V> {
+        self.when(Test::Present)
+    }
+
+    /// Writes only if the newest put of the key is that of `revision` (an entry's `modified`).
+    pub fn if_rev(self, revision: Revision) -> SetIf<V> {
+        self.when(Test::Modified(Order::Equal, revision))
+    }
+
+    /// Also returns what the key held before.
+    pub fn prev(self) -> SetPrev<V> {
+        SetPrev { writing: self.writing, kind: PhantomData }
+    }
+
+    fn when(self, test: Test) -> SetIf<V> {
+        SetIf { writing: self.writing, test, kind: PhantomData }
+    }
+}
+
+impl<V: Send + 'static> IntoFuture for Set<V> {
+    type Output = Result<Written, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let (_, put) = self.writing.put(false)?;
+            let txn = Txn { then: vec![put], ..Txn::default() };
+            let answer = self.writing.cluster.write(txn, self.writing.timeout).await?;
+            Ok(Written { revision: answer.revision })
+        })
+    }
+}
+
+/// A write that also returns what it replaced. See [`Set::prev`].
+#[must_use = "an operation does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct SetPrev<V> {
+    writing: Writing,
+    kind: PhantomData<fn() -> V>,
+}
+
+impl<V> SetPrev<V> {
+    writing!();
+}
+
+impl<V: Value + Send + 'static> IntoFuture for SetPrev<V> {
+    type Output = Result<Replaced<V>, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let (key, put) = self.writing.put(true)?;
+            let txn = Txn { then: vec![put], ..Txn::default() };
+            let answer = self.writing.cluster.write(txn, self.writing.timeout).await?;
+            let prev = match answer.results.first() {
+                Some(OpResult::Put { prev, .. }) => prev.clone(),
+                // The answer was lost once and too large to be remembered: the old value is still in the history.
+                _ => {
+                    let before = Revision::new(answer.revision.get() - 1);
+                    self.writing.cluster.value_at(key, before).await?
+                }
+            };
+            Ok(Replaced { revision: answer.revision, prev: prev.as_ref().map(Entry::decode).transpose()? })
+        })
+    }
+}
+
+/// A conditional write of one key. See [`Set::if_absent`], [`Set::if_present`], [`Set::if_rev`].
+#[must_use = "an operation does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct SetIf<V> {
+    writing: Writing,
+    test: Test,
+    kind: PhantomData<fn() -> V>,
+}
+
+impl<V> SetIf<V> {
+    writing!();
+}
+
+impl<V: Value + Send + 'static> IntoFuture for SetIf<V> {
+    type Output = Result<Cas<V>, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let (key, put) = self.writing.put(false)?;
+            let compares = vec![Compare { keys: KeyRange::single(key.clone()), test: self.test }];
+            let txn = Txn { compares, then: vec![put], otherwise: vec![Op::Get { key: key.clone() }] };
+            let answer = self.writing.cluster.write(txn, self.writing.timeout).await?;
+            if answer.failed.is_none() {
+                return Ok(Cas::Applied(Written { revision: answer.revision }));
+            }
+            let now = match answer.results.into_iter().next() {
+                Some(OpResult::Get(now)) => now,
+                _ => self.writing.cluster.value_at(key, answer.revision).await?,
+            };
+            Ok(Cas::Conflict(now.as_ref().map(Entry::decode).transpose()?))
+        })
+    }
+}
+
+/// A delete. See [`Cluster::delete`].
+#[must_use = "an operation does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct Delete {
+    cluster: Cluster,
+    keys: Result<KeyRange, Error>,
+    test: Option<Test>,
+    timeout: Duration,
+}
+
+impl Delete {
+    /// Deletes only if the newest put of the key is that of `revision`; otherwise the count is 0.
+    pub fn if_rev(mut self, revision: Revision) -> Self {
+        self.test = Some(Test::Modified(Order::Equal, revision));
+        self
+    }
+
+    /// Gives up after `timeout` instead of the default.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}
+
+impl IntoFuture for Delete {
+    type Output = Result<Deleted, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let keys = self.keys?;
+            let compares = self.test.map(|test| Compare { keys: keys.clone(), test }).into_iter().collect();
+            let txn = Txn { compares, then: vec![Op::Delete { keys, prev: false }], otherwise: vec![] };
+            let answer = self.cluster.write(txn, self.timeout).await?;
+            let count = match answer.results.first() {
+                Some(OpResult::Delete { deleted, .. }) => *deleted,
+                _ => 0,
+            };
+            Ok(Deleted { count, revision: answer.revision })
+        })
+    }
+}
+
+impl Cluster {
+    /// Reads the value at `key`; `None` if nothing is there.
+    ///
+    /// Linearizable by default, on every node: it shows every write that was acknowledged before the call.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] if the value was not written as a `V`. [`Error::NotApplied`] if no leader answered in time: try again,
+    /// or read [`Get::stale`].
+    /// # Cancel safety
+    /// Nothing is lost.
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// cluster.set("limit", &300u32).await?;
+    /// assert_eq!(cluster.get::<u32>("limit").await?.map(|entry| *entry), Some(300));
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn get<V: Value>(&self, key: impl AsRef<str>) -> Get<V> {
+        Get { reading: Reading::new(self), key: stored_key(key.as_ref()), value: PhantomData }
+    }
+
+    /// Reads all entries of `keys` as of one moment, in key order, at most [`RANGE_ENTRIES_MAX`](crate::RANGE_ENTRIES_MAX).
+    ///
+    /// # Errors
+    /// As [`Cluster::get`].
+    /// # Cancel safety
+    /// Nothing is lost.
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::prefix;
+    /// cluster.set("config/a", &1u32).await?;
+    /// cluster.set("config/b", &2u32).await?;
+    /// let all = cluster.range::<u32>(prefix("config/")).await?;
+    /// assert_eq!(all.iter().map(|(key, entry)| (key.as_str(), **entry)).collect::<Vec<_>>(), [("config/a", 1), ("config/b", 2)]);
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn range<V: Value>(&self, keys: impl Into<Keys>) -> Range<V> {
+        let (reading, keys) = (Reading::new(self), keys.into().stored());
+        Range { reading, keys, limit: RANGE_ENTRIES_MAX, reverse: false, value: PhantomData }
+    }
+
+    /// Writes `value` at `key`. When it returns, the value is on disk on a quorum.
+    ///
+    /// Takes effect once, however often it had to be sent. Options: [`Set::ttl`], [`Set::lease`], [`Set::if_absent`],
+    /// [`Set::if_present`], [`Set::if_rev`], [`Set::prev`], [`Set::timeout`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] and [`Error::Codec`] before anything is sent. [`Error::NoSpace`] likewise. [`Error::NotApplied`]: not
+    /// written, safe to try again. [`Error::Indeterminate`]: may or may not be written; ask [`Cluster::resolve`].
+    /// # Cancel safety
+    /// Dropping the future does not withdraw a write that was sent.
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::Cas;
+    /// let first = cluster.set("owner", &"a".to_string()).if_absent().await?;
+    /// assert!(first.is_applied());
+    /// let second = cluster.set("owner", &"b".to_string()).if_absent().await?;
+    /// assert!(matches!(second, Cas::Conflict(Some(now)) if *now == "a"));
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn set<V: Value>(&self, key: impl AsRef<str>, value: &V) -> Set<V> {
+        let key = key.as_ref().to_owned();
+        let writing = Writing {
+            cluster: self.clone(),
+            value: codec::encode(&key, value),
+            key,
+            attach: Ok(Attach::Forever),
+            timeout: self.node().settings().timeout,
+        };
+        Set { writing, kind: PhantomData }
+    }
+
+    /// Deletes one key, or all keys of a range at one revision. Deleting what is not there changes nothing.
+    ///
+    /// # Errors
+    /// As [`Cluster::set`].
+    /// # Cancel safety
+    /// Dropping the future does not withdraw a delete that was sent.
+    pub fn delete(&self, keys: impl Into<Keys>) -> Delete {
+        let timeout = self.node().settings().timeout;
+        Delete { cluster: self.clone(), keys: keys.into().stored(), test: None, timeout }
+    }
+
+    /// How long the key has before its lease expires, by the leader's clock; `None` if it is not there or hangs on no lease.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`].
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn remaining(&self, key: impl AsRef<str>) -> Result<Option<Duration>, Error> {
+        let key = stored_key(key.as_ref())?;
+        let timeout = self.node().settings().timeout;
+        self.on_node(move |node| async move {
+            let view = node.linearizable_view(timeout).await?;
+            let found = view.get(&key).map_err(|error| read_error(error, view.revision))?;
+            match found.and_then(|kv| kv.lease) {
+                Some(lease) => Ok(node.remaining(lease, timeout).await?.map(|(left, _)| left)),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    /// Proposes one transaction, once, and returns its answer.
+    pub(crate) async fn write(&self, txn: Txn, timeout: Duration) -> Result<TxnResponse, Error> {
+        self.check_space(&txn)?;
+        let answer = self.on_node(move |node| async move { node.mutate(Command::Txn(txn), timeout).await }).await?;
+        match answer {
+            Response::Txn(answer) => Ok(answer),
+            Response::Refused(Refusal::LeaseNotFound { lease }) => Err(Error::LeaseNotFound { lease }),
+            Response::Refused(Refusal::DuplicateKey { key }) => {
+                let why = format!("the transaction writes {:?} twice", shown(&key));
+                Err(Error::Invalid { what: "transaction", why })
+            }
+            other => unreachable!("a transaction is answered with {other:?}"),
+        }
+    }
+
+    /// Refuses a growing write when the store is at its quota; deletes always pass.
+    fn check_space(&self, txn: &Txn) -> Result<(), Error> {
+        let grows = txn.then.iter().chain(&txn.otherwise).any(|op| matches!(op, Op::Put { .. }));
+        let (used, limit) = (self.node().state().view().counters.bytes, self.node().settings().quota_bytes);
+        if grows && used >= limit { Err(Error::NoSpace { used, limit }) } else { Ok(()) }
+    }
+
+    /// What `key` held at `revision`, read from this node's history once it has got there.
+    async fn value_at(&self, key: Bytes, revision: Revision) -> Result<Option<KeyValue>, Error> {
+        let timeout = self.node().settings().timeout;
+        let view = self.on_node(move |node| view_at_least(node, revision, timeout)).await?;
+        view.get_at(revision, &key).map_err(|error| read_error(error, revision))
+    }
+}

@@ -1,0 +1,7 @@
+//! The public handle and its verbs: values in, commands out, typed values back.
+
+pub(crate) mod builder;
+pub(crate) mod cluster;
+pub(crate) mod keys;
+pub(crate) mod kv;
+pub(crate) mod txn;

@@ -1,0 +1,322 @@
+//! Transactions in compare form: if these conditions hold, do this, else that, at one point and one revision.
+
+use std::future::IntoFuture;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use super::cluster::Cluster;
+use super::keys::{Keys, stored_key};
+use super::kv::{Entry, RANGE_ENTRIES_MAX, ttl_attach};
+use crate::codec::{self, Value};
+use crate::command::{Attach, Compare, Op, OpResult, Order, Test, Txn, TxnResponse};
+use crate::config::{TXN_OPS_MAX, WRITE_BYTES_MAX};
+use crate::error::Error;
+use crate::types::{Fence, LeaseId, Revision};
+
+/// A condition on one key, or on every key of a range. Made by [`when`].
+#[derive(Clone, Debug)]
+pub struct Condition(Result<Compare, Error>);
+
+/// Begins a condition on `keys`. On a range, it must hold for every key present in it.
+///
+/// ```
+/// # use quorate::{Revision, prefix, when};
+/// let free = when("owner").absent();
+/// let untouched = when(prefix("config/")).unchanged_since(Revision::new(7));
+/// ```
+pub fn when(keys: impl Into<Keys>) -> When {
+    When { keys: keys.into() }
+}
+
+/// Some keys that a condition is to be put on. See [`when`].
+#[derive(Clone, Debug)]
+pub struct When {
+    keys: Keys,
+}
+
+impl When {
+    /// Nothing is there.
+    pub fn absent(self) -> Condition {
+        self.test(Ok(Test::Absent))
+    }
+
+    /// Something is there; on a range: at least one key.
+    pub fn present(self) -> Condition {
+        self.test(Ok(Test::Present))
+    }
+
+    /// The stored bytes are those of `value`. A missing key has no value.
+    pub fn value_is<V: Value>(self, value: &V) -> Condition {
+        self.test(codec::encode("(condition)", value).map(|bytes| Test::Value(Order::Equal, bytes)))
+    }
+
+    /// The stored bytes are not those of `value`. False for a missing key.
+    pub fn value_is_not<V: Value>(self, value: &V) -> Condition {
+        self.test(codec::encode("(condition)", value).map(|bytes| Test::Value(Order::NotEqual, bytes)))
+    }
+
+    /// The newest put is that of `revision`; revision 0: nothing is there.
+    pub fn modified_at(self, revision: Revision) -> Condition {
+        self.test(Ok(Test::Modified(Order::Equal, revision)))
+    }
+
+    /// The newest put is of `revision` or older; also true of a missing key.
+    pub fn not_modified_after(self, revision: Revision) -> Condition {
+        self.test(Ok(Test::Modified(Order::LessOrEqual, revision)))
+    }
+
+    /// The put that created the key is that of `revision`: tells a key from a later one of the same name.
+    pub fn created_at(self, revision: Revision) -> Condition {
+        self.test(Ok(Test::Created(Order::Equal, revision)))
+    }
+
+    /// The key was put `version` times since it was created; 0: nothing is there.
+    pub fn version_is(self, version: u64) -> Condition {
+        self.test(Ok(Test::Version(Order::Equal, version)))
+    }
+
+    /// The key hangs on `lease`.
+    pub fn lease_is(self, lease: LeaseId) -> Condition {
+        self.test(Ok(Test::Lease(Some(lease))))
+    }
+
+    /// No key of the range was put or deleted after `revision`; false if history does not reach back that far.
+    pub fn unchanged_since(self, revision: Revision) -> Condition {
+        self.test(Ok(Test::UnchangedSince(revision)))
+    }
+
+    fn test(self, test: Result<Test, Error>) -> Condition {
+        Condition(self.keys.stored().and_then(|keys| Ok(Compare { keys, test: test? })))
+    }
+}
+
+impl Condition {
+    /// A claim of a recipe stands: the key was created at the fence's revision.
+    pub(crate) fn claim(key: bytes::Bytes, fence: Fence) -> Self {
+        let test = Test::Created(Order::Equal, fence.revision());
+        Condition(Ok(Compare { keys: crate::command::KeyRange::single(key), test }))
+    }
+}
+
+/// One operation of a transaction. Made by [`put`], [`remove`], [`read`] and [`list`].
+#[derive(Clone, Debug)]
+pub struct Operation(Result<Op, Error>);
+
+/// Puts `value` at `key`.
+pub fn put<V: Value>(key: impl AsRef<str>, value: &V) -> Operation {
+    let key = key.as_ref();
+    let op = stored_key(key).and_then(|stored| {
+        let value = codec::encode(key, value)?;
+        Ok(Op::Put { key: stored, value, lease: Attach::Forever, prev: false })
+    });
+    Operation(op)
+}
+
+/// Deletes keys.
+pub fn remove(keys: impl Into<Keys>) -> Operation {
+    Operation(keys.into().stored().map(|keys| Op::Delete { keys, prev: false }))
+}
+
+/// Reads one key, as it was before the transaction's own writes.
+pub fn read(key: impl AsRef<str>) -> Operation {
+    Operation(stored_key(key.as_ref()).map(|key| Op::Get { key }))
+}
+
+/// Reads all entries of `keys`, as they were before the transaction's own writes.
+pub fn list(keys: impl Into<Keys>) -> Operation {
+    Operation(keys.into().stored().map(|keys| Op::Range { keys, limit: RANGE_ENTRIES_MAX, reverse: false }))
+}
+
+impl Operation {
+    /// Has a put key deleted after `ttl` (see [`Set::ttl`](crate::Set::ttl)). Other operations are refused with it.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.attach(ttl_attach(ttl))
+    }
+
+    /// Has a put key deleted when the lease ends. Other operations are refused with it.
+    pub fn lease(self, lease: LeaseId) -> Self {
+        self.attach(Ok(Attach::Lease(lease)))
+    }
+
+    fn attach(self, attach: Result<Attach, Error>) -> Self {
+        Operation(self.0.and_then(|op| match op {
+            Op::Put { key, value, prev, .. } => Ok(Op::Put { key, value, prev, lease: attach? }),
+            _ => Err(Error::Invalid { what: "operation", why: "only a put can have a ttl or a lease".into() }),
+        }))
+    }
+}
+
+/// A transaction in compare form. See [`Cluster::transaction`].
+#[must_use = "a transaction does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct Transaction {
+    cluster: Cluster,
+    txn: Result<Txn, Error>,
+    timeout: Duration,
+}
+
+impl Transaction {
+    /// Adds a condition. All must hold for the `then` branch to run.
+    pub fn when(mut self, condition: Condition) -> Self {
+        self.txn = self.txn.and_then(|mut txn| {
+            txn.compares.push(condition.0?);
+            Ok(txn)
+        });
+        self
+    }
+
+    /// Adds an operation for when all conditions hold.
+    pub fn then(mut self, operation: Operation) -> Self {
+        self.txn = self.txn.and_then(|mut txn| {
+            txn.then.push(operation.0?);
+            Ok(txn)
+        });
+        self
+    }
+
+    /// Adds an operation for when a condition does not hold.
+    pub fn otherwise(mut self, operation: Operation) -> Self {
+        self.txn = self.txn.and_then(|mut txn| {
+            txn.otherwise.push(operation.0?);
+            Ok(txn)
+        });
+        self
+    }
+
+    /// Gives up after `timeout` instead of the default.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}
+
+/// What a transaction did. See [`Cluster::transaction`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TxnOutcome {
+    answer: TxnResponse,
+}
+
+impl TxnOutcome {
+    /// Whether all conditions held and the `then` branch ran.
+    pub fn succeeded(&self) -> bool {
+        self.answer.failed.is_none()
+    }
+
+    /// The place (from 0) of the first condition that did not hold.
+    pub fn failed_condition(&self) -> Option<usize> {
+        self.answer.failed.map(|place| place as usize)
+    }
+
+    /// The store's revision right after the transaction; its own if it changed something.
+    pub fn revision(&self) -> Revision {
+        self.answer.revision
+    }
+
+    /// Whether the transaction changed anything.
+    pub fn changed(&self) -> bool {
+        self.answer.changed
+    }
+
+    /// The answer was lost once and too large to be remembered: the transaction was carried out once, its reads are gone.
+    pub fn results_lost(&self) -> bool {
+        self.answer.elided
+    }
+
+    /// What the read at `place` (from 0, among the branch's operations) found; `None` also if that is not a read of one key.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] if the value was not written as a `V`.
+    pub fn entry<V: Value>(&self, place: usize) -> Result<Option<Entry<V>>, Error> {
+        match self.answer.results.get(place) {
+            Some(OpResult::Get(found)) => found.as_ref().map(Entry::decode).transpose(),
+            _ => Ok(None),
+        }
+    }
+
+    /// What the list at `place` (from 0, among the branch's operations) found; empty also if that is not a list.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] if a value was not written as a `V`.
+    pub fn entries<V: Value>(&self, place: usize) -> Result<Vec<(String, Entry<V>)>, Error> {
+        match self.answer.results.get(place) {
+            Some(OpResult::Range { entries, .. }) => {
+                entries.iter().map(|kv| Ok((super::keys::shown(&kv.key), Entry::decode(kv)?))).collect()
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// How many keys the operation at `place` deleted; 0 also if that is not a delete.
+    pub fn deleted(&self, place: usize) -> u64 {
+        match self.answer.results.get(place) {
+            Some(OpResult::Delete { deleted, .. }) => *deleted,
+            _ => 0,
+        }
+    }
+}
+
+impl IntoFuture for Transaction {
+    type Output = Result<TxnOutcome, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let txn = self.txn?;
+            check_size(&txn)?;
+            let answer = self.cluster.write(txn, self.timeout).await?;
+            Ok(TxnOutcome { answer })
+        })
+    }
+}
+
+fn check_size(txn: &Txn) -> Result<(), Error> {
+    let invalid = |why| Err(Error::Invalid { what: "transaction", why });
+    let parts = txn.compares.len() + txn.then.len() + txn.otherwise.len();
+    if parts > TXN_OPS_MAX {
+        return invalid(format!("it has {parts} conditions and operations, the limit is {TXN_OPS_MAX}"));
+    }
+    let bytes: usize = txn
+        .then
+        .iter()
+        .chain(&txn.otherwise)
+        .map(|op| match op {
+            Op::Put { key, value, .. } => key.len() + value.len(),
+            _ => 0,
+        })
+        .sum();
+    if bytes > WRITE_BYTES_MAX {
+        return invalid(format!("it writes {bytes} bytes, the limit is {WRITE_BYTES_MAX}"));
+    }
+    Ok(())
+}
+
+impl Cluster {
+    /// Begins a transaction in compare form: conditions, operations for when all hold, operations for when one does not.
+    ///
+    /// Conditions and reads see one moment; all writes take effect at one revision or not at all. No key may be written twice.
+    ///
+    /// # Errors
+    /// As [`Cluster::set`]; a condition that does not hold is no error.
+    /// # Cancel safety
+    /// Dropping the future does not withdraw a transaction that was sent.
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::{put, read, when};
+    /// cluster.set("stock", &1u32).await?;
+    /// let sold = cluster
+    ///     .transaction()
+    ///     .when(when("stock").value_is(&1u32))
+    ///     .then(put("stock", &0u32))
+    ///     .then(put("orders/1", &"one".to_string()))
+    ///     .otherwise(read("stock"))
+    ///     .await?;
+    /// assert!(sold.succeeded());
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn transaction(&self) -> Transaction {
+        Transaction { cluster: self.clone(), txn: Ok(Txn::default()), timeout: self.node().settings().timeout }
+    }
+}

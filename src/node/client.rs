@@ -1,0 +1,177 @@
+//! This process's client record: the numbers under which its writes are decided once.
+//!
+//! A record is opened with the first write and kept by renewing its lease. A write whose outcome stayed unknown keeps its
+//! number unanswered, so that its ticket can be resolved; when such a number would block the record's window, the process
+//! opens another record and lets the old one live out its lease, with its tickets.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::Node;
+use crate::command::{Command, Refusal, Response, Stamp};
+use crate::error::{Error, Obstacle};
+use crate::rt::{self, Instant};
+use crate::state_machine::ANSWERS_MAX;
+use crate::types::{ClientId, LeaseId, Ticket};
+
+/// The record in use, if any.
+#[derive(Default)]
+pub(super) struct Clients {
+    current: Mutex<Option<Arc<Record>>>,
+    opening: tokio::sync::Mutex<()>,
+}
+
+/// One client record, as this process knows it.
+pub(super) struct Record {
+    client: ClientId,
+    lease: LeaseId,
+    numbers: Mutex<Numbers>,
+}
+
+#[derive(Default)]
+struct Numbers {
+    next: u64,
+    /// Numbers handed out and not answered, abandoned ones included.
+    unanswered: BTreeSet<u64>,
+    /// Those whose callers have been given a ticket.
+    abandoned: usize,
+}
+
+impl Numbers {
+    fn low(&self) -> u64 {
+        self.unanswered.first().copied().unwrap_or(self.next)
+    }
+}
+
+/// One number, held by the caller it was given to.
+pub(super) struct Claim {
+    record: Arc<Record>,
+    seq: u64,
+    logged_perhaps: bool,
+    settled: bool,
+}
+
+impl Clients {
+    /// A fresh number; `None` if there is no record to take it from.
+    pub(super) fn claim(&self) -> Result<Option<Claim>, Error> {
+        let mut current = self.current.lock().expect("no panic while held");
+        let Some(record) = current.clone() else { return Ok(None) };
+        let mut numbers = record.numbers.lock().expect("no panic while held");
+        let under_way = numbers.unanswered.len() - numbers.abandoned;
+        if under_way as u64 >= ANSWERS_MAX {
+            let why = Obstacle::Busy { what: "unanswered writes of this process", limit: ANSWERS_MAX };
+            return Err(Error::NotApplied { why, waited: Duration::ZERO });
+        }
+        if numbers.next >= numbers.low() + ANSWERS_MAX {
+            if numbers.abandoned == 0 {
+                let why = Obstacle::Busy { what: "writes behind the oldest unanswered one", limit: ANSWERS_MAX };
+                return Err(Error::NotApplied { why, waited: Duration::ZERO });
+            }
+            // An abandoned number blocks the window. Its record stays behind for its ticket; new writes get a new record.
+            *current = None;
+            return Ok(None);
+        }
+        let seq = numbers.next;
+        numbers.next += 1;
+        numbers.unanswered.insert(seq);
+        drop(numbers);
+        Ok(Some(Claim { record, seq, logged_perhaps: false, settled: false }))
+    }
+
+    /// Drops a record that the cluster no longer knows.
+    pub(super) fn forget(&self, client: ClientId) {
+        self.current.lock().expect("no panic while held").take_if(|record| record.client == client);
+    }
+
+    pub(super) fn lease(&self) -> Option<(ClientId, LeaseId)> {
+        let current = self.current.lock().expect("no panic while held");
+        current.as_ref().map(|record| (record.client, record.lease))
+    }
+
+    fn open(&self, client: ClientId, lease: LeaseId) {
+        let record = Record { client, lease, numbers: Mutex::new(Numbers { next: 1, ..Numbers::default() }) };
+        *self.current.lock().expect("no panic while held") = Some(Arc::new(record));
+    }
+}
+
+impl Claim {
+    /// The stamp for the next attempt; the lowest unanswered number is the one of now.
+    pub(super) fn stamp(&self) -> Stamp {
+        let low = self.record.numbers.lock().expect("no panic while held").low();
+        Stamp { client: self.record.client, seq: self.seq, low }
+    }
+
+    pub(super) fn logged_perhaps(&mut self) {
+        self.logged_perhaps = true;
+    }
+
+    pub(super) fn may_be_logged(&self) -> bool {
+        self.logged_perhaps
+    }
+
+    /// The outcome is known: the number may be forgotten by the cluster.
+    pub(super) fn answered(mut self) {
+        self.settled = true;
+        self.record.numbers.lock().expect("no panic while held").unanswered.remove(&self.seq);
+    }
+
+    /// The outcome stays unknown: the number is kept for its ticket.
+    pub(super) fn abandon(mut self) -> Ticket {
+        self.settled = true;
+        self.record.numbers.lock().expect("no panic while held").abandoned += 1;
+        Ticket { client: self.record.client, seq: self.seq }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // A task that ends in the middle (shutdown, replaced record) leaves its number as if its ticket had been given out:
+        // nothing may be forgotten that could still be applied.
+        if !self.settled {
+            self.record.numbers.lock().expect("no panic while held").abandoned += 1;
+        }
+    }
+}
+
+impl Node {
+    /// Makes sure that there is a record. One attempt at a time; the others wait for it.
+    pub(super) async fn open_client(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<(), Error> {
+        let not_in_time = |why| Error::NotApplied { why, waited: started.elapsed() };
+        let opening = rt::timeout_at(deadline, self.clients.opening.lock()).await;
+        let _opening = opening.map_err(|_| not_in_time(Obstacle::NoLeader))?;
+        if self.clients.lease().is_some() {
+            return Ok(());
+        }
+        let ttl_ms = self.settings.client_ttl.as_millis() as u64;
+        let left = deadline - Instant::now();
+        // A double of this command leaves a record nobody uses; it goes with its lease.
+        match self.housekeep(Command::ClientOpen { ttl_ms }, left).await? {
+            Response::ClientOpened { client, lease } => {
+                tracing::debug!(%client, "client record opened");
+                self.clients.open(client, lease);
+                Ok(())
+            }
+            Response::Refused(Refusal::TooManyClients { limit }) => {
+                Err(not_in_time(Obstacle::Busy { what: "client records of the cluster", limit }))
+            }
+            other => unreachable!("a client open is answered with {other:?}"),
+        }
+    }
+
+    /// Renews the record's lease three times per time to live, for as long as the node lives.
+    pub(super) async fn keep_client(self: Arc<Self>) {
+        loop {
+            rt::sleep(self.settings.client_ttl / 3).await;
+            let Some((client, lease)) = self.clients.lease() else { continue };
+            match self.keep_alive(lease, self.settings.client_ttl / 4).await {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    tracing::warn!(%client, "the client record has expired; the next write opens another");
+                    self.clients.forget(client);
+                }
+                Err(error) => tracing::debug!(%client, %error, "the client record could not be renewed yet"),
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! A write's way into the leader's log, from any node, exactly once.
+//!
+//! Every mutation carries a number of this process's client record. An attempt that fails without a proof that nothing
+//! happened is repeated under the same number: the state machine decides each number once and repeats its answer. What is
+//! left at the deadline is either certainly not applied or a ticket that can be resolved.
+//!
+//! Proposals of all callers pass one funnel, so that a burst becomes one batch for the log or one frame for the leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::channel::{mpsc, oneshot};
+
+use super::Node;
+use super::client::Claim;
+use crate::command::{Command, Proposal, Refusal, Response, Stamp};
+use crate::error::{Error, Obstacle};
+use crate::format::command::{decode_response, encode_proposal, encode_response};
+use crate::format::message::{Reply, Request};
+use crate::raft::RaftFailure;
+use crate::rt::{self, Instant};
+use crate::transport::Lane;
+use crate::types::NodeId;
+
+/// Most proposals of one batch or frame.
+const BATCH_MAX: usize = 1024;
+/// Most bytes of one batch or frame, one oversized proposal excepted.
+const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Frames of proposals under way to the leader at a time; while they are, the next one fills.
+const FORWARD_WINDOW: usize = 4;
+/// How long a forwarded frame may take before its proposals are sent again.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause before another attempt when nothing says that the leader has changed.
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
+/// Bytes proposed but not yet durable beyond which the leader takes no more (`Busy`).
+pub(super) const UNFLUSHED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What became of one attempt.
+#[derive(Debug)]
+pub(super) enum Attempt {
+    /// The state machine has answered.
+    Decided(Response),
+    /// It certainly did not get into any log.
+    NotSent(Obstacle),
+    /// It may be in a log.
+    Unknown,
+    /// This node has stopped.
+    Stopped(String),
+}
+
+/// One encoded proposal waiting for the funnel.
+pub(super) struct Submission {
+    bytes: Bytes,
+    answer: oneshot::Sender<Attempt>,
+}
+
+/// Entrance of the funnel.
+#[derive(Clone)]
+pub(super) struct Funnel {
+    submissions: mpsc::UnboundedSender<Submission>,
+}
+
+impl Funnel {
+    /// The queue needs no limit of its own: callers wait for their answers, and a client has at most
+    /// [`crate::state_machine::ANSWERS_MAX`] under way.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Submission>) {
+        let (submissions, queue) = mpsc::unbounded();
+        (Funnel { submissions }, queue)
+    }
+
+    async fn attempt(&self, bytes: Bytes) -> Attempt {
+        let (answer, attempt) = oneshot::channel();
+        if self.submissions.unbounded_send(Submission { bytes, answer }).is_err() {
+            return Attempt::Stopped("shut down".into());
+        }
+        attempt.await.unwrap_or(Attempt::Unknown)
+    }
+}
+
+impl Node {
+    /// Carries out a mutation once, trying until `deadline`.
+    pub(crate) async fn mutate(self: &Arc<Self>, command: Command, timeout: Duration) -> Result<Response, Error> {
+        let started = Instant::now();
+        let deadline = started + timeout;
+        let mut claim = self.claim(started, deadline).await?;
+        let mut obstacle = Obstacle::Timeout;
+        loop {
+            let stamp = claim.stamp();
+            let attempt = self.attempt_until(self.encode(Some(stamp), command.clone()), deadline).await;
+            match attempt {
+                Attempt::Decided(Response::Refused(Refusal::UnknownClient)) => {
+                    self.clients.forget(stamp.client);
+                    if claim.may_be_logged() {
+                        return Err(Error::Indeterminate { ticket: claim.abandon() });
+                    }
+                    // Nothing of this number was ever logged before the record went: it is new under another record.
+                    claim = self.claim(started, deadline).await?;
+                }
+                Attempt::Decided(Response::Refused(Refusal::TooFarAhead { limit })) => {
+                    obstacle = Obstacle::Busy { what: "unanswered writes of this process", limit };
+                    self.pause(deadline).await;
+                }
+                Attempt::Decided(Response::Refused(Refusal::Sealed)) => {
+                    claim.answered();
+                    return Err(Error::NotApplied { why: Obstacle::Sealed, waited: started.elapsed() });
+                }
+                Attempt::Decided(response) => {
+                    claim.answered();
+                    return Ok(response);
+                }
+                Attempt::NotSent(why) => {
+                    obstacle = why;
+                    self.pause(deadline).await;
+                }
+                Attempt::Unknown => {
+                    claim.logged_perhaps();
+                    self.pause(deadline).await;
+                }
+                Attempt::Stopped(reason) if claim.may_be_logged() => {
+                    tracing::debug!(reason, "stopped with a write under way");
+                    return Err(Error::Indeterminate { ticket: claim.abandon() });
+                }
+                Attempt::Stopped(reason) => return Err(Error::Stopped { reason }),
+            }
+            if Instant::now() >= deadline {
+                return Err(match claim.may_be_logged() {
+                    true => Error::Indeterminate { ticket: claim.abandon() },
+                    false => {
+                        claim.answered();
+                        Error::NotApplied { why: obstacle, waited: started.elapsed() }
+                    }
+                });
+            }
+        }
+    }
+
+    /// Carries out housekeeping that may be done twice without harm, trying until the timeout.
+    pub(crate) async fn housekeep(self: &Arc<Self>, command: Command, timeout: Duration) -> Result<Response, Error> {
+        let started = Instant::now();
+        let deadline = started + timeout;
+        loop {
+            let obstacle = match self.attempt_until(self.encode(None, command.clone()), deadline).await {
+                Attempt::Decided(response) => return Ok(response),
+                Attempt::Stopped(reason) => return Err(Error::Stopped { reason }),
+                Attempt::NotSent(why) => why,
+                Attempt::Unknown => Obstacle::Timeout,
+            };
+            if Instant::now() >= deadline {
+                return Err(Error::NotApplied { why: obstacle, waited: started.elapsed() });
+            }
+            self.pause(deadline).await;
+        }
+    }
+
+    /// One attempt, given up at the deadline; what was handed to the funnel may still be logged then.
+    async fn attempt_until(&self, bytes: Bytes, deadline: Instant) -> Attempt {
+        match rt::timeout_at(deadline, self.funnel.attempt(bytes)).await {
+            Ok(attempt) => attempt,
+            Err(_) => Attempt::Unknown,
+        }
+    }
+
+    pub(super) fn encode(&self, stamp: Option<Stamp>, command: Command) -> Bytes {
+        encode_proposal(&Proposal { origin: self.identity.node, wall_ms: rt::wall_ms(), stamp, command })
+    }
+
+    async fn claim(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<Claim, Error> {
+        loop {
+            self.check_open()?;
+            if let Some(claim) = self.clients.claim()? {
+                return Ok(claim);
+            }
+            self.open_client(started, deadline).await?;
+        }
+    }
+
+    /// Waits a little, less if the leader changes or the deadline comes.
+    async fn pause(&self, deadline: Instant) {
+        let mut status = self.status.subscribe();
+        let until = deadline.min(Instant::now() + RETRY_PAUSE);
+        let _ = rt::timeout_at(until, status.changed()).await;
+    }
+}
+
+/// Drains the funnel for as long as the node lives.
+pub(super) async fn run_funnel(node: Arc<Node>, mut queue: mpsc::UnboundedReceiver<Submission>) {
+    let (slots, mut free) = mpsc::channel::<()>(FORWARD_WINDOW);
+    let mut forwarding = 0;
+    while let Some(batch) = next_batch(&mut queue).await {
+        let status = node.status.borrow();
+        match status.leader {
+            _ if !node.accepts() => refuse(batch, || Attempt::Stopped(node.stop_reason())),
+            Some(_) if status.leads => {
+                let node = node.clone();
+                rt::spawn("propose", async move { node.propose_here(batch).await }).detach();
+            }
+            Some(leader) => {
+                while forwarding == FORWARD_WINDOW {
+                    free.next().await;
+                    forwarding -= 1;
+                }
+                forwarding += 1;
+                let (node, mut slots) = (node.clone(), slots.clone());
+                rt::spawn("forward", async move {
+                    node.forward(leader.node, batch).await;
+                    let _ = slots.try_send(());
+                })
+                .detach();
+            }
+            None => refuse(batch, || Attempt::NotSent(Obstacle::NoLeader)),
+        }
+    }
+}
+
+fn refuse(batch: Vec<Submission>, why: impl Fn() -> Attempt) {
+    for submission in batch {
+        let _ = submission.answer.send(why());
+    }
+}
+
+/// At least one submission, and whatever else is there, up to the limits.
+async fn next_batch(queue: &mut mpsc::UnboundedReceiver<Submission>) -> Option<Vec<Submission>> {
+    let first = queue.next().await?;
+    let mut bytes = first.bytes.len();
+    let mut batch = vec![first];
+    while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
+        let Ok(next) = queue.try_recv() else { break };
+        bytes += next.bytes.len();
+        batch.push(next);
+    }
+    Some(batch)
+}
+
+impl Node {
+    /// Puts a batch into this leader's log and answers each caller as its entry is applied.
+    async fn propose_here(self: Arc<Self>, batch: Vec<Submission>) {
+        if self.log.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
+            return refuse(batch, || Attempt::NotSent(busy()));
+        }
+        let (proposals, mut answers): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|submission| (submission.bytes, Some(submission.answer))).unzip();
+        self.raft()
+            .propose(proposals, |at, outcome| {
+                if let Some(answer) = answers[at].take() {
+                    let _ = answer.send(attempt_of(outcome));
+                }
+            })
+            .await;
+    }
+
+    /// Sends a batch to the leader in one frame.
+    async fn forward(&self, leader: NodeId, batch: Vec<Submission>) {
+        let Some(peer) = self.peer(leader) else {
+            return refuse(batch, || Attempt::NotSent(Obstacle::NoLeader));
+        };
+        let proposals = batch.iter().map(|submission| submission.bytes.clone()).collect();
+        let request = Request::Propose { proposals };
+        let reply = self.link.ask(&peer, Some(leader), Lane::Client, &request, FORWARD_TIMEOUT).await;
+        match reply {
+            Ok(Reply::Proposed { answers }) if answers.len() == batch.len() => {
+                for (submission, answer) in batch.into_iter().zip(answers) {
+                    let response = answer.and_then(|bytes| decode_response(bytes).ok());
+                    let _ = submission.answer.send(response.map_or(Attempt::Unknown, Attempt::Decided));
+                }
+            }
+            Ok(Reply::NotLeader { .. }) => refuse(batch, || Attempt::NotSent(Obstacle::NoLeader)),
+            Ok(Reply::Busy { .. }) => refuse(batch, || Attempt::NotSent(busy())),
+            // Nor is an unreachable leader a proof: the connection may have broken behind the frame.
+            Ok(_) | Err(_) => refuse(batch, || Attempt::Unknown),
+        }
+    }
+
+    /// Serves another node's frame of proposals. A frame this node cannot take is refused whole, before any of it is logged.
+    pub(super) async fn serve_proposals(&self, proposals: Vec<Bytes>) -> Reply {
+        let status = self.status.borrow();
+        if !status.leads {
+            return Reply::NotLeader { leader: status.leader };
+        }
+        if self.log.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
+            return Reply::Busy { what: "bytes waiting for the leader's disk".into() };
+        }
+        let mut outcomes: Vec<Option<Attempt>> = proposals.iter().map(|_| None).collect();
+        self.raft().propose(proposals, |at, outcome| outcomes[at] = Some(attempt_of(outcome))).await;
+        if outcomes.iter().all(|outcome| matches!(outcome, Some(Attempt::NotSent(_)))) {
+            return Reply::NotLeader { leader: self.status.borrow().leader };
+        }
+        let answers = outcomes.into_iter().map(|outcome| match outcome {
+            Some(Attempt::Decided(response)) => Some(encode_response(&response)),
+            _ => None,
+        });
+        let answers = answers.collect();
+        Reply::Proposed { answers }
+    }
+}
+
+fn busy() -> Obstacle {
+    Obstacle::Busy { what: "bytes waiting for the leader's disk", limit: UNFLUSHED_BYTES_MAX as u64 }
+}
+
+/// What an outcome proves. At the pinned version the library answers "not the leader" only before it appends an entry (and
+/// "discarded" when it takes an appended one away, which may yet be committed elsewhere): read in its `write_entries` and
+/// `run_truncate`, to be read again with each new version.
+fn attempt_of(outcome: Result<(crate::types::LogId, Response), RaftFailure>) -> Attempt {
+    match outcome {
+        Ok((_, response)) => Attempt::Decided(response),
+        Err(RaftFailure::NotLeader(_)) => Attempt::NotSent(Obstacle::NoLeader),
+        Err(RaftFailure::Discarded | RaftFailure::NoQuorum | RaftFailure::Stopped(_)) => Attempt::Unknown,
+    }
+}
