@@ -1,6 +1,7 @@
 //! The host's values, to bytes and back.
 //!
-//! A stored value is a codec byte, a schema version (varint; 0 until a table declares one), and the codec's bytes. Reading
+//! A stored value is a codec byte, a schema version (two bytes, little-endian; 0 until a table declares one), and the
+//! codec's bytes. Reading
 //! with another codec, another version, or a type that leaves bytes over is an error that says so, never a wrong value.
 
 use std::any::type_name;
@@ -12,13 +13,17 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::VALUE_BYTES_MAX;
 use crate::error::Error;
-use crate::format::wire::{Reader, Writer};
+use crate::types::VALUE_BYTES_MAX;
 
 const BINCODE: u8 = 1;
 const JSON: u8 = 2;
 const RAW: u8 = 3;
+
+/// Codec byte and schema version.
+const HEADER_BYTES: usize = 3;
+/// The schema version of a value that no table declares.
+const PLAIN: u16 = 0;
 
 /// A value that can be stored: any serde type (through bincode), [`Json`] of one, or [`Raw`] bytes.
 ///
@@ -129,8 +134,9 @@ static READ_BACK: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
 pub(crate) fn encode<V: Value>(key: &str, value: &V) -> Result<Bytes, Error> {
     let problem = |problem: String| Error::Codec { key: key.into(), codec: V::CODEC, version: 0, problem };
     let bytes = value.write().map_err(|why| problem(format!("cannot be written: {why}")))?;
-    if bytes.len() + 2 > VALUE_BYTES_MAX {
-        let why = format!("has {} bytes, the limit is {VALUE_BYTES_MAX}", bytes.len() + 2);
+    let size = HEADER_BYTES + bytes.len();
+    if size > VALUE_BYTES_MAX {
+        let why = format!("has {size} bytes, the limit is {VALUE_BYTES_MAX}");
         return Err(Error::Invalid { what: "value", why });
     }
     let mut seen = READ_BACK.lock().expect("no panic while held");
@@ -139,27 +145,33 @@ pub(crate) fn encode<V: Value>(key: &str, value: &V) -> Result<Bytes, Error> {
         seen.insert(type_name::<V>());
     }
     drop(seen);
-    let mut w = Writer::with_capacity(bytes.len() + 2);
-    w.u8(V::CODEC);
-    w.varint(0);
-    w.raw(&bytes);
-    Ok(w.finish())
+    let mut stored = Vec::with_capacity(size);
+    stored.push(V::CODEC);
+    stored.extend_from_slice(&PLAIN.to_le_bytes());
+    stored.extend_from_slice(&bytes);
+    Ok(stored.into())
 }
 
 /// The value stored as `bytes` at `key`.
 pub(crate) fn decode<V: Value>(key: &str, bytes: &Bytes) -> Result<V, Error> {
-    let mut r = Reader::new(bytes.clone());
-    let problem = |codec, version, problem: String| Error::Codec { key: key.into(), codec, version, problem };
-    let codec = r.u8("codec").map_err(|why| problem(0, 0, why.to_string()))?;
-    let version = r.varint_u32("schema version").map_err(|why| problem(codec, 0, why.to_string()))?;
+    let problem = |codec, version: u16, problem: String| Error::Codec {
+        key: key.into(),
+        codec,
+        version: version.into(),
+        problem,
+    };
+    let Some((&[codec, low, high], body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+        return Err(problem(0, PLAIN, format!("has only {} bytes", bytes.len())));
+    };
+    let version = u16::from_le_bytes([low, high]);
     if codec != V::CODEC {
         let why = format!("was written as {}, and is read as {}", codec_name(codec), codec_name(V::CODEC));
         return Err(problem(codec, version, why));
     }
-    if version != 0 {
+    if version != PLAIN {
         return Err(problem(codec, version, "has a schema version that the reader does not declare".into()));
     }
-    V::read(&r.rest()).map_err(|why| problem(codec, version, format!("cannot be read: {why}")))
+    V::read(body).map_err(|why| problem(codec, version, format!("cannot be read: {why}")))
 }
 
 fn codec_name(codec: u8) -> &'static str {
@@ -193,9 +205,9 @@ mod tests {
 
     #[test]
     fn stored_values_are_these_bytes() {
-        assert_eq!(encode("k", &config()).as_deref(), Ok(&[1, 0, 251, 44, 1, 4, b'i', b'n', b'f', b'o'][..]));
-        assert_eq!(encode("k", &Json(7)).as_deref(), Ok(&b"\x02\x007"[..]));
-        assert_eq!(encode("k", &Raw::from(&b"abc"[..])).as_deref(), Ok(&b"\x03\x00abc"[..]));
+        assert_eq!(encode("k", &config()).as_deref(), Ok(&[1, 0, 0, 251, 44, 1, 4, b'i', b'n', b'f', b'o'][..]));
+        assert_eq!(encode("k", &Json(7)).as_deref(), Ok(&b"\x02\x00\x007"[..]));
+        assert_eq!(encode("k", &Raw::from(&b"abc"[..])).as_deref(), Ok(&b"\x03\x00\x00abc"[..]));
     }
 
     #[test]
@@ -213,7 +225,7 @@ mod tests {
         assert!(matches!(&as_json, Err(Error::Codec { key, codec: 1, .. }) if key == "cfg"), "{as_json:?}");
         let shorter = decode::<u8>("cfg", &stored);
         assert!(matches!(shorter, Err(Error::Codec { .. })), "{shorter:?}");
-        let newer = decode::<u8>("cfg", &Bytes::from_static(&[1, 9, 5]));
+        let newer = decode::<u8>("cfg", &Bytes::from_static(&[1, 9, 0, 5]));
         assert!(matches!(newer, Err(Error::Codec { version: 9, .. })), "{newer:?}");
         assert!(decode::<u8>("cfg", &Bytes::new()).is_err());
     }
@@ -229,7 +241,7 @@ mod tests {
     fn an_oversized_value_is_refused_with_its_size() {
         let refused = encode("k", &Raw::from(vec![0; VALUE_BYTES_MAX]));
         assert!(
-            matches!(&refused, Err(Error::Invalid { what: "value", why }) if why.contains("1048578")),
+            matches!(&refused, Err(Error::Invalid { what: "value", why }) if why.contains("1048579")),
             "{refused:?}"
         );
     }

@@ -88,10 +88,45 @@ pub(crate) struct Settings {
     pub(crate) quota_bytes: u64,
     /// Revisions of history to keep below the newest.
     pub(crate) history_revisions: u64,
+    /// Revisions kept in memory for watchers; who is further behind reads from the store.
+    pub(crate) watch_revisions: usize,
     /// How long a client record outlives its process. Below this no write is forgotten while it is being retried.
     pub(crate) client_ttl: Duration,
     /// Whether the engines run on threads (production) or on tasks of the node's runtime (paused clocks).
     pub(crate) inline_storage: bool,
+    pub(crate) retention: Retention,
+    /// How the engines run instead, for tests that want disks to take time.
+    #[cfg(test)]
+    pub(crate) drive: TestDrive,
+}
+
+/// How much of the log is kept behind the applied state.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Retention {
+    /// Entries applied since the last snapshot after which the next one is taken. A snapshot here is a durable checkpoint
+    /// and a few bytes, so the number bounds what a purge may leave behind, not work.
+    pub(crate) snapshot_entries: u64,
+    /// Entries kept behind a snapshot, so that a follower that was away catches up from the log. Large, so that installing
+    /// a snapshot under load is rare (upstream issue 2116) and a short absence costs no state transfer.
+    pub(crate) kept_entries: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention { snapshot_entries: 50_000, kept_entries: 100_000 }
+    }
+}
+
+/// See [`Settings::drive`].
+#[cfg(test)]
+#[derive(Clone, Default)]
+pub(crate) struct TestDrive(pub(crate) Option<crate::rt::worker::Drive>);
+
+#[cfg(test)]
+impl std::fmt::Debug for TestDrive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "set" } else { "unset" })
+    }
 }
 
 impl Default for Settings {
@@ -102,8 +137,12 @@ impl Default for Settings {
             timeout: Duration::from_secs(10),
             quota_bytes: 2 << 30,
             history_revisions: 100_000,
+            watch_revisions: 8192,
             client_ttl: Duration::from_secs(300),
             inline_storage: false,
+            retention: Retention::default(),
+            #[cfg(test)]
+            drive: TestDrive::default(),
         }
     }
 }
@@ -123,16 +162,3 @@ impl Settings {
         Ok(())
     }
 }
-
-/// Longest key, table name included, in bytes.
-pub const KEY_BYTES_MAX: usize = 4 * 1024;
-/// Largest value, header included, in bytes.
-pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
-/// Largest single write (all keys and values of one transaction), in bytes.
-pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Most compares and operations in one transaction.
-pub const TXN_OPS_MAX: usize = 4096;
-/// Shortest and longest time to live of a key or a session.
-pub const TTL_MIN: Duration = Duration::from_millis(1);
-/// See [`TTL_MIN`].
-pub const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);

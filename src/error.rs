@@ -74,6 +74,8 @@ pub enum StartError {
         wanted: String,
     },
     /// The directory cannot be opened or created.
+    ///
+    /// If the disk failed while the files in it were read or written, the directory is marked as failed by now.
     #[error("cannot open {path}: {source}")]
     Io {
         /// The file or directory.

@@ -1,16 +1,78 @@
-//! quorate: a consensus key-value store inside your own process.
+//! A consensus key-value store inside your own process: a service's replicas are the cluster.
+//!
+//! Every replica links this crate, opens a [`Cluster`] on a directory of its own, and passes it a [`Transport`]. From then on
+//! it holds the whole state, takes writes and answers reads, whichever replica leads.
+//!
+//! ```
+//! # futures::executor::block_on(async {
+//! use std::time::Duration;
+//! use quorate::{Cluster, prefix};
+//!
+//! // Three nodes in one process, in memory. `Cluster::builder` starts one on a directory.
+//! let nodes = Cluster::local(3).await?;
+//!
+//! // An instance registers itself for three seconds; it would renew that each second.
+//! let mut watch = nodes[2].watch::<String>(prefix("services/web/")).await?;
+//! nodes[0].set("services/web/1", &"10.0.0.7:8080".to_string()).ttl(Duration::from_secs(3)).await?;
+//!
+//! // Every node sees it at once, and a watcher on any of them is told.
+//! let address = nodes[1].get::<String>("services/web/1").await?.expect("just registered");
+//! assert_eq!(*address, "10.0.0.7:8080");
+//! let batch = watch.next().await.expect("the node runs")?;
+//! assert_eq!(batch.events[0].key(), "services/web/1");
+//! # for node in &nodes { node.shutdown().await?; }
+//! # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+//! ```
+//!
+//! # Promises
+//!
+//! * **Strict serializability.** All transactions have one order, which agrees with real time. Reads are linearizable on
+//!   every node by a shared round of the leader's quorum (ReadIndex; Ongaro, *Consensus: Bridging Theory and Practice*, 6.4);
+//!   `.stale()` and `.at_least(revision)` are explicit.
+//! * **Durability.** Acknowledged means on disk, by fsync, on a majority; it survives the loss of power of all nodes at once.
+//! * **Exactly once.** A write is decided once, across retries, forwarding, changes of leader and restarts. An unknown outcome
+//!   is [`Error::Indeterminate`] with a [`Ticket`], which [`Cluster::resolve`] settles.
+//! * **Watches** are ordered, whole, resumable, and never lossy without saying so ([`Cluster::watch`]).
+//! * **Leases never end early**, and never by anybody's wall clock.
+//! * **Locks** have one holder in the state, strictly increasing [`Fence`]s, and guards that are lost before another can hold
+//!   ([`Cluster::lock`]).
+//! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted.
+//!
+//! Not promised: tolerance of nodes that lie; exclusion at a resource that does not check the fence; room for more than one
+//! disk holds.
+//!
+//! # Words
+//!
+//! A *revision* counts the transactions that changed something; each key knows the revisions that created and last modified
+//! it. A *lease* is a time to live with keys attached; a [`Session`] is a lease that renews itself. A *member* is one data
+//! directory, for life; its *name* is what people call it.
+//!
+//! # Operations
+//!
+//! An operation is described by a builder (`cluster.set("k", &v).ttl(d).if_absent()`) and carried out when that is awaited, on
+//! the node's own runtime: it works from any executor, and dropping the future does not leave it half done. A condition that
+//! does not hold is a value ([`Cas::Conflict`]), not an error; errors are typed by what the caller can do ([`Error`]).
+//!
+//! The node's tasks run on a thread of their own unless [`Builder::runtime`] says otherwise, beside one thread for each of its
+//! two files. Events go to the [`tracing`](https://docs.rs/tracing) subscriber of the host.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![allow(dead_code)]
 
 mod api;
+#[cfg(test)]
+mod cluster_tests;
 mod codec;
 mod command;
 mod config;
 mod error;
 mod format;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod node;
 mod raft;
+mod recipes;
 mod rt;
 mod state_machine;
 mod storage;
@@ -24,12 +86,21 @@ pub use crate::api::keys::{Keys, prefix};
 pub use crate::api::kv::{
     Cas, Delete, Deleted, Entries, Entry, Get, RANGE_ENTRIES_MAX, Range, Replaced, Set, SetIf, SetPrev, Written,
 };
+pub use crate::api::session::{Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_TTL_MIN, Session};
 pub use crate::api::txn::{Condition, Operation, Transaction, TxnOutcome, When, list, put, read, remove, when};
+pub use crate::api::watch::{Batch, BatchKind, Cause, Event, Watch, WatchBuilder};
 pub use crate::codec::{Json, Raw, Value};
-pub use crate::config::{
-    KEY_BYTES_MAX, Runtime, TTL_MAX, TTL_MIN, TXN_OPS_MAX, Timing, VALUE_BYTES_MAX, WRITE_BYTES_MAX,
-};
+pub use crate::config::{Runtime, Timing};
 pub use crate::error::{Error, FormationError, Obstacle, StartError};
 pub use crate::node::Formation;
+pub use crate::recipes::lock::{Claimant, LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
-pub use crate::types::{ClientId, ClusterId, Fence, LeaseId, Member, NodeId, Peer, Revision, Ticket};
+pub use crate::types::{
+    ClientId, ClusterId, Fence, KEY_BYTES_MAX, LeaseId, Member, NodeId, Peer, Revision, TTL_MAX, TTL_MIN, TXN_OPS_MAX,
+    Ticket, VALUE_BYTES_MAX, WRITE_BYTES_MAX,
+};
+
+/// The README's blocks compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -277,3 +278,16 @@ impl fmt::Display for Peer {
         write!(f, "{} ({})", self.name, self.address)
     }
 }
+
+/// Longest key, table name included, in bytes.
+pub const KEY_BYTES_MAX: usize = 4 * 1024;
+/// Largest value, header included, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest transaction (all its keys and values, those of its conditions too), in bytes.
+pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most compares and operations in one transaction.
+pub const TXN_OPS_MAX: usize = 4096;
+/// Shortest and longest time to live of a key or a session.
+pub const TTL_MIN: Duration = Duration::from_millis(1);
+/// See [`TTL_MIN`].
+pub const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);

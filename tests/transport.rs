@@ -2,6 +2,9 @@
 //!
 //! Uses nothing but the public API. All of it runs under a paused clock, in which a timeout of thirty seconds costs nothing.
 
+// Outside the house, tokio is called by its name.
+#![allow(clippy::disallowed_methods)]
+
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -166,6 +169,33 @@ async fn a_transport_that_swaps_the_answers_of_concurrent_calls_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_transport_that_takes_answers_to_come_in_the_order_of_the_calls_is_found() {
+    type Waiting = std::collections::VecDeque<tokio::sync::oneshot::Sender<Answer>>;
+    let in_order = |inner| {
+        let waiting = Arc::new(Mutex::new(Waiting::new()));
+        bad(inner, move |inner, c| {
+            let waiting = waiting.clone();
+            Box::pin(async move {
+                let (give, mut given) = tokio::sync::oneshot::channel();
+                waiting.lock().unwrap().push_back(give);
+                let call = async {
+                    let answer = inner.call(c.to, c.lane, c.frame, c.timeout).await;
+                    let first = waiting.lock().unwrap().pop_front().expect("as many calls as answers");
+                    let _ = first.send(answer);
+                    pending().await
+                };
+                tokio::select! {
+                    biased;
+                    answer = &mut given => answer.expect("it is answered before it is dropped"),
+                    never = call => never,
+                }
+            })
+        })
+    };
+    fails(in_order, "concurrent calls each get their own answer").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_transport_that_sends_one_frame_at_a_time_across_lanes_is_found() {
     let serial = |inner| {
         let line = Arc::new(tokio::sync::Mutex::new(()));
@@ -287,22 +317,27 @@ async fn a_transport_that_stops_after_a_refusal_is_found() {
 #[tokio::test(start_paused = true)]
 async fn a_transport_that_gives_an_abandoned_calls_answer_to_the_next_is_found() {
     type Line = (tokio::sync::mpsc::UnboundedSender<Answer>, tokio::sync::mpsc::UnboundedReceiver<Answer>);
-    let stale = |inner: MemoryTransport| {
+    let stale = |inner: MemoryTransport, frames_up_to| {
         let inner = Arc::new(inner);
         let lines: Arc<[tokio::sync::Mutex<Line>; 4]> =
             Arc::new(std::array::from_fn(|_| tokio::sync::Mutex::new(tokio::sync::mpsc::unbounded_channel())));
-        Stale { inner, lines }
+        Stale { inner, lines, frames_up_to }
     };
 
     struct Stale {
         inner: Arc<MemoryTransport>,
         lines: Arc<[tokio::sync::Mutex<Line>; 4]>,
+        /// Larger frames have a connection each.
+        frames_up_to: usize,
     }
     impl Transport for Stale {
         fn start(&self, inbound: Inbound) {
             self.inner.start(inbound);
         }
         fn call<'a>(&'a self, to: &'a Peer, lane: Lane, frame: Bytes, timeout: Duration) -> BoxFuture<'a, Answer> {
+            if frame.len() > self.frames_up_to {
+                return self.inner.call(to, lane, frame, timeout);
+            }
             let (inner, to) = (self.inner.clone(), to.clone());
             let call = async move {
                 let mut line = self.lines[lane as usize].lock().await;
@@ -320,7 +355,10 @@ async fn a_transport_that_gives_an_abandoned_calls_answer_to_the_next_is_found()
             })
         }
     }
-    fails(stale, "an abandoned call does not disturb later ones").await;
+    // Abandoned on its way, and abandoned while it waits for its answer.
+    for frames_up_to in [FRAME_BYTES_MAX, 1000] {
+        fails(|inner| stale(inner, frames_up_to), "an abandoned call does not disturb later ones").await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,10 +13,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+/// Connections that nobody uses now, by address and lane.
+type Idle = HashMap<(String, Lane), Vec<TcpStream>>;
+
 #[derive(Clone)]
 pub struct Tcp {
     listener: Arc<std::net::TcpListener>,
-    idle: Arc<Mutex<HashMap<(String, Lane), Vec<TcpStream>>>>,
+    idle: Arc<Mutex<Idle>>,
     server: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 

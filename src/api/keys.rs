@@ -5,9 +5,9 @@ use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo};
 use bytes::Bytes;
 
 use crate::command::KeyRange;
-use crate::config::KEY_BYTES_MAX;
 use crate::error::Error;
 use crate::format::keys;
+use crate::types::KEY_BYTES_MAX;
 
 /// Some keys: one, those with a prefix, or a range in byte order.
 ///

@@ -11,17 +11,18 @@ use futures::future::BoxFuture;
 
 use super::cluster::Cluster;
 use super::keys::{Keys, shown, stored_key};
+use super::session::Session;
 use crate::codec::{self, Value};
 use crate::command::{
     Attach, Command, Compare, KeyRange, KeyValue, Op, OpResult, Order, Refusal, Response, Test, Txn, TxnResponse,
 };
-use crate::config::{TTL_MAX, TTL_MIN};
 use crate::error::{Error, Obstacle};
 use crate::node::Node;
 use crate::rt;
 use crate::state_machine::read::ReadError;
 use crate::storage::view::View;
 use crate::types::{LeaseId, Revision};
+use crate::types::{TTL_MAX, TTL_MIN};
 
 /// Most entries one [`Cluster::range`] returns unless it sets a smaller limit.
 pub const RANGE_ENTRIES_MAX: u32 = 10_000;
@@ -316,6 +317,12 @@ macro_rules! writing {
         pub fn lease(mut self, lease: LeaseId) -> Self {
             self.writing.attach = Ok(Attach::Lease(lease));
             self
+        }
+
+        /// Has the key deleted when the session ends, together with its other keys. Refused with
+        /// [`Error::LeaseNotFound`](crate::Error::LeaseNotFound) if it has ended.
+        pub fn session(self, session: &Session) -> Self {
+            self.lease(session.lease())
         }
 
         /// Gives up after `timeout` instead of the default.
@@ -624,7 +631,7 @@ impl Cluster {
     }
 
     /// Refuses a growing write when the store is at its quota; deletes always pass.
-    fn check_space(&self, txn: &Txn) -> Result<(), Error> {
+    pub(crate) fn check_space(&self, txn: &Txn) -> Result<(), Error> {
         let grows = txn.then.iter().chain(&txn.otherwise).any(|op| matches!(op, Op::Put { .. }));
         let (used, limit) = (self.node().state().view().counters.bytes, self.node().settings().quota_bytes);
         if grows && used >= limit { Err(Error::NoSpace { used, limit }) } else { Ok(()) }

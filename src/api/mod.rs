@@ -4,4 +4,6 @@ pub(crate) mod builder;
 pub(crate) mod cluster;
 pub(crate) mod keys;
 pub(crate) mod kv;
+pub(crate) mod session;
 pub(crate) mod txn;
+pub(crate) mod watch;

@@ -3,16 +3,18 @@
 use std::future::IntoFuture;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::cluster::Cluster;
 use super::keys::{Keys, stored_key};
 use super::kv::{Entry, RANGE_ENTRIES_MAX, ttl_attach};
+use super::session::Session;
 use crate::codec::{self, Value};
-use crate::command::{Attach, Compare, Op, OpResult, Order, Test, Txn, TxnResponse};
-use crate::config::{TXN_OPS_MAX, WRITE_BYTES_MAX};
+use crate::command::{Attach, Compare, KeyRange, Op, OpResult, Order, Test, Txn, TxnResponse};
 use crate::error::Error;
 use crate::types::{Fence, LeaseId, Revision};
+use crate::types::{TXN_OPS_MAX, WRITE_BYTES_MAX};
 
 /// A condition on one key, or on every key of a range. Made by [`when`].
 #[derive(Clone, Debug)]
@@ -93,7 +95,7 @@ impl When {
 
 impl Condition {
     /// A claim of a recipe stands: the key was created at the fence's revision.
-    pub(crate) fn claim(key: bytes::Bytes, fence: Fence) -> Self {
+    pub(crate) fn claim(key: Bytes, fence: Fence) -> Self {
         let test = Test::Created(Order::Equal, fence.revision());
         Condition(Ok(Compare { keys: crate::command::KeyRange::single(key), test }))
     }
@@ -139,6 +141,11 @@ impl Operation {
         self.attach(Ok(Attach::Lease(lease)))
     }
 
+    /// Has a put key deleted when the session ends. Other operations are refused with it.
+    pub fn session(self, session: &Session) -> Self {
+        self.lease(session.lease())
+    }
+
     fn attach(self, attach: Result<Attach, Error>) -> Self {
         Operation(self.0.and_then(|op| match op {
             Op::Put { key, value, prev, .. } => Ok(Op::Put { key, value, prev, lease: attach? }),
@@ -154,9 +161,16 @@ pub struct Transaction {
     cluster: Cluster,
     txn: Result<Txn, Error>,
     timeout: Duration,
+    /// The first compare is that this claim stands.
+    fence: Option<Fence>,
 }
 
 impl Transaction {
+    /// The transaction of a guard: carried out only while the claim at `key` is the one of `fence`.
+    pub(crate) fn fenced(cluster: &Cluster, key: Bytes, fence: Fence) -> Self {
+        Transaction { fence: Some(fence), ..cluster.transaction() }.when(Condition::claim(key, fence))
+    }
+
     /// Adds a condition. All must hold for the `then` branch to run.
     pub fn when(mut self, condition: Condition) -> Self {
         self.txn = self.txn.and_then(|mut txn| {
@@ -264,9 +278,31 @@ impl IntoFuture for Transaction {
         Box::pin(async move {
             let txn = self.txn?;
             check_size(&txn)?;
-            let answer = self.cluster.write(txn, self.timeout).await?;
+            if self.fence.is_some() {
+                check_fenced(&txn)?;
+            }
+            let mut answer = self.cluster.write(txn, self.timeout).await?;
+            if let (Some(fence), Some(failed)) = (self.fence, &mut answer.failed) {
+                // The claim is the first condition, and none of the caller's.
+                match failed.checked_sub(1) {
+                    None => return Err(Error::Fenced { held: fence.get(), current: answer.revision }),
+                    Some(place) => *failed = place,
+                }
+            }
             Ok(TxnOutcome { answer })
         })
+    }
+}
+
+/// The other branch also runs when the claim is gone: it must not be a way around the fence.
+fn check_fenced(txn: &Txn) -> Result<(), Error> {
+    match txn.otherwise.iter().any(|op| matches!(op, Op::Put { .. } | Op::Delete { .. })) {
+        true => {
+            let why =
+                "the `otherwise` branch of a guard's transaction may only read: it also runs when the claim is gone";
+            Err(Error::Invalid { what: "transaction", why: why.into() })
+        }
+        false => Ok(()),
     }
 }
 
@@ -276,19 +312,25 @@ fn check_size(txn: &Txn) -> Result<(), Error> {
     if parts > TXN_OPS_MAX {
         return invalid(format!("it has {parts} conditions and operations, the limit is {TXN_OPS_MAX}"));
     }
-    let bytes: usize = txn
-        .then
-        .iter()
-        .chain(&txn.otherwise)
-        .map(|op| match op {
-            Op::Put { key, value, .. } => key.len() + value.len(),
-            _ => 0,
-        })
-        .sum();
+    // Everything counts that makes the entry large: what does not fit into a frame could be logged and never replicated.
+    let ops = txn.then.iter().chain(&txn.otherwise).map(|op| match op {
+        Op::Put { key, value, .. } => key.len() + value.len(),
+        Op::Get { key } => key.len(),
+        Op::Delete { keys, .. } | Op::Range { keys, .. } => range_bytes(keys),
+    });
+    let compares = txn.compares.iter().map(|compare| {
+        let value = if let Test::Value(_, value) = &compare.test { value.len() } else { 0 };
+        range_bytes(&compare.keys) + value
+    });
+    let bytes: usize = ops.chain(compares).sum();
     if bytes > WRITE_BYTES_MAX {
-        return invalid(format!("it writes {bytes} bytes, the limit is {WRITE_BYTES_MAX}"));
+        return invalid(format!("its keys and values take {bytes} bytes, the limit is {WRITE_BYTES_MAX}"));
     }
     Ok(())
+}
+
+fn range_bytes(keys: &KeyRange) -> usize {
+    keys.start.len() + keys.end.as_ref().map_or(0, |end| end.len())
 }
 
 impl Cluster {
@@ -317,6 +359,11 @@ impl Cluster {
     /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub fn transaction(&self) -> Transaction {
-        Transaction { cluster: self.clone(), txn: Ok(Txn::default()), timeout: self.node().settings().timeout }
+        Transaction {
+            cluster: self.clone(),
+            txn: Ok(Txn::default()),
+            timeout: self.node().settings().timeout,
+            fence: None,
+        }
     }
 }

@@ -13,12 +13,11 @@
 //!
 //! redb does not verify its checksums on ordinary reads; these are what stands between a flipped bit and a wrong answer.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 
+use super::parts::{self, put_leader, put_log_id, put_membership, put_vote};
 use super::wire::{DecodeError, Reader, Writer, seal, unseal};
-use crate::types::{LeaderId, LogEntry, LogId, Membership, NodeId, NodeInfo, Payload, Vote};
+use crate::types::{LogEntry, LogId, Payload, Vote};
 
 /// The one table of `log.redb`: `u64` to bytes.
 pub(crate) const LOG_TABLE: &str = "log";
@@ -52,16 +51,16 @@ impl RowHead {
         const WHAT: &str = "log row";
         let head = row.get(..ROW_HEAD_BYTES).ok_or(DecodeError::Truncated(WHAT))?;
         let mut r = Reader::new(Bytes::copy_from_slice(head));
-        match r.u8(WHAT)? {
-            ROW_VERSION => {}
-            found => {
-                return Err(DecodeError::UnknownVersion { what: WHAT, found: found.into(), known: ROW_VERSION.into() });
-            }
-        }
+        let version = r.u8(WHAT)?;
         let (first, count, found) = (r.fixed_u64(WHAT)?, r.fixed_u32(WHAT)?, r.fixed_u32(WHAT)?);
         let computed = crc32fast::hash(&head[..ROW_HEAD_BYTES - 4]);
+        // The checksum before the version: a flipped bit is not a newer release. A release that moves the checksum raises
+        // the version of the directory, which is read before any row.
         if found != computed {
             return Err(DecodeError::Checksum { what: WHAT, found, computed });
+        }
+        if version != ROW_VERSION {
+            return Err(DecodeError::UnknownVersion { what: WHAT, found: version.into(), known: ROW_VERSION.into() });
         }
         // A sound row under a foreign key, or one without entries, is nothing this code ever wrote.
         let sound = first == key && count > 0 && first.checked_add(count.into()).is_some_and(|end| end <= INDEX_END);
@@ -90,14 +89,14 @@ fn write_frame(w: &mut Writer, entry: &LogEntry) {
         Payload::Proposal(bytes) => (1, bytes.clone()),
         Payload::Membership(membership) => {
             let mut w = Writer::default();
-            write_membership(&mut w, membership);
+            put_membership(&mut w, membership);
             (2, w.finish())
         }
     };
     // The payload is hashed where it lies and copied once, straight into the row.
     let mut front = Writer::with_capacity(ENTRY_OVERHEAD_BYTES);
     front.varint(entry.log_id.index);
-    write_leader(&mut front, entry.log_id.leader);
+    put_leader(&mut front, entry.log_id.leader);
     front.u8(kind);
     let mut crc = crc32fast::Hasher::new();
     crc.update(front.as_slice());
@@ -135,12 +134,12 @@ impl RowReader {
         if index != self.next {
             return Err(DecodeError::UnknownTag { what: "log index", tag: index });
         }
-        let log_id = LogId { leader: read_leader(&mut r)?, index };
+        let log_id = LogId { leader: parts::leader(&mut r)?, index };
         let payload = match r.u8(WHAT)? {
             0 => r.end(WHAT).map(|()| Payload::Blank)?,
             1 => Payload::Proposal(r.rest()),
             2 => {
-                let membership = read_membership(&mut r)?;
+                let membership = parts::membership(&mut r)?;
                 r.end(WHAT).map(|()| Payload::Membership(membership))?
             }
             tag => return Err(DecodeError::UnknownTag { what: WHAT, tag: tag.into() }),
@@ -179,65 +178,24 @@ pub(crate) fn entry_bytes(entry: &LogEntry) -> usize {
 
 const ENTRY_OVERHEAD_BYTES: usize = 40;
 
-pub(crate) fn write_leader(w: &mut Writer, leader: LeaderId) {
-    w.varint(leader.term);
-    w.fixed_u64(leader.node.get());
-}
-
-pub(crate) fn read_leader(r: &mut Reader) -> Result<LeaderId, DecodeError> {
-    Ok(LeaderId { term: r.varint("term")?, node: NodeId::new(r.fixed_u64("node id")?) })
-}
-
-pub(crate) fn write_log_id(w: &mut Writer, id: LogId) {
-    write_leader(w, id.leader);
-    w.varint(id.index);
-}
-
-pub(crate) fn read_log_id(r: &mut Reader) -> Result<LogId, DecodeError> {
-    Ok(LogId { leader: read_leader(r)?, index: r.varint("log index")? })
-}
-
-pub(crate) fn write_membership(w: &mut Writer, membership: &Membership) {
-    w.list(&membership.configs, |w, config| {
-        w.varint(config.len() as u64);
-        config.iter().for_each(|node| w.fixed_u64(node.get()));
-    });
-    w.varint(membership.nodes.len() as u64);
-    for (id, node) in &membership.nodes {
-        w.fixed_u64(id.get());
-        w.str(&node.name);
-        w.str(&node.address);
-    }
-}
-
-pub(crate) fn read_membership(r: &mut Reader) -> Result<Membership, DecodeError> {
-    let node_id = |r: &mut Reader| r.fixed_u64("node id").map(NodeId::new);
-    let configs = r.list("membership", |r| r.list("config", node_id).map(BTreeSet::from_iter))?;
-    let nodes = r.list("nodes", |r| {
-        Ok((node_id(r)?, NodeInfo { name: r.str("node name")?, address: r.str("node address")? }))
-    })?;
-    Ok(Membership { configs, nodes: nodes.into_iter().collect() })
-}
-
 /// The row under [`VOTE_KEY`].
 pub(crate) fn encode_vote(vote: Vote) -> Bytes {
     meta_row(|w| {
-        write_leader(w, vote.leader);
-        w.bool(vote.committed);
+        put_vote(w, &vote);
     })
 }
 
 pub(crate) fn decode_vote(row: Bytes) -> Result<Vote, DecodeError> {
-    read_meta_row(row, "vote", |r| Ok(Vote { leader: read_leader(r)?, committed: r.bool("vote")? }))
+    read_meta_row(row, "vote", parts::vote)
 }
 
 /// The row under [`COMMITTED_KEY`] or [`PURGED_KEY`].
 pub(crate) fn encode_position(position: Option<LogId>) -> Bytes {
-    meta_row(|w| w.option(position, write_log_id))
+    meta_row(|w| w.option(position, put_log_id))
 }
 
 pub(crate) fn decode_position(row: Bytes) -> Result<Option<LogId>, DecodeError> {
-    read_meta_row(row, "log position", |r| r.option("log position", read_log_id))
+    read_meta_row(row, "log position", |r| r.option("log position", parts::log_id))
 }
 
 fn meta_row(write: impl FnOnce(&mut Writer)) -> Bytes {
@@ -265,6 +223,7 @@ fn read_meta_row<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{LeaderId, Membership, NodeId, NodeInfo};
 
     fn leader(term: u64, node: u64) -> LeaderId {
         LeaderId { term, node: NodeId::new(node) }

@@ -496,3 +496,160 @@ impl Reply {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::super::wire::golden::pinned;
+    use super::*;
+    use crate::types::{Membership, NodeInfo, Payload};
+
+    const HEADER: Header = Header {
+        cluster: Some(ClusterId::new(0xc1)),
+        from: NodeId::new(0xa1),
+        incarnation: 0x1c,
+        to: Some(NodeId::new(0xb2)),
+        nonce: 0x99,
+    };
+
+    fn log_id(index: u64) -> LogId {
+        LogId { leader: LeaderId { term: 3, node: NodeId::new(0xa1) }, index }
+    }
+
+    fn vote() -> Vote {
+        Vote { leader: log_id(0).leader, committed: true }
+    }
+
+    fn membership() -> Membership {
+        let node = NodeId::new(0xa1);
+        Membership {
+            configs: vec![BTreeSet::from([node])],
+            nodes: BTreeMap::from([(node, NodeInfo { name: "a".into(), address: "x:1".into() })]),
+        }
+    }
+
+    fn requests() -> Vec<Request> {
+        let entry = |index, payload| LogEntry { log_id: log_id(index), payload };
+        vec![
+            Request::Append {
+                stream: 7,
+                seq: 2,
+                vote: vote(),
+                prev: Some(log_id(4)),
+                entries: vec![
+                    entry(5, Payload::Blank),
+                    entry(6, Payload::Proposal(Bytes::from_static(b"p"))),
+                    entry(7, Payload::Membership(membership())),
+                ],
+                commit: Some(log_id(4)),
+            },
+            Request::Vote { pre: true, vote: vote(), last: None, transfer: false },
+            Request::TransferLeader { from: vote(), to: NodeId::new(0xb2), last: Some(log_id(9)) },
+            Request::SnapshotBegin {
+                session: 5,
+                vote: vote(),
+                applied: Some(log_id(8)),
+                membership: StoredMembership { log_id: Some(log_id(1)), membership: membership() },
+            },
+            Request::SnapshotChunk { session: 5, index: 300, chunk: Bytes::from_static(b"chunk") },
+            Request::SnapshotFinish { session: 5, vote: vote() },
+            Request::Propose { proposals: vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")] },
+            Request::ReadIndex,
+            Request::KeepAlive { leases: vec![LeaseId::new(1), LeaseId::new(300)] },
+            Request::Remaining { lease: LeaseId::new(3) },
+            Request::Hello { name: "a".into(), peers: vec!["a".into(), "b".into()], promised: None },
+            Request::Promise { name: "a".into(), peers: vec!["a".into()], cluster: ClusterId::new(0xc1) },
+        ]
+    }
+
+    fn replies() -> Vec<Reply> {
+        vec![
+            Reply::Append(AppendReply::Success),
+            Reply::Append(AppendReply::Partial(Some(log_id(6)))),
+            Reply::Append(AppendReply::Conflict),
+            Reply::Append(AppendReply::HigherVote(vote())),
+            Reply::Vote { vote: vote(), granted: true, last: Some(log_id(6)) },
+            Reply::Transferred { refused: Some("no".into()) },
+            Reply::Snapshot { refused: None },
+            Reply::SnapshotInstalled { vote: vote() },
+            Reply::Proposed { answers: vec![Some(Bytes::from_static(b"yes")), None] },
+            Reply::ReadIndex { index: 128 },
+            Reply::KeptAlive { results: vec![KeepAlive::Renewed { ttl_ms: 3000 }, KeepAlive::NotFound] },
+            Reply::Remaining { left_ms: Some(5), ttl_ms: 3000 },
+            Reply::NotLeader { leader: Some(log_id(0).leader) },
+            Reply::Busy { what: "disk".into() },
+            Reply::Hello { name: "b".into(), peers: vec!["b".into()], holds_data: true, promised: None },
+            Reply::Promised { holds_data: false, promised: Some(ClusterId::new(0xc1)) },
+            Reply::Failed { why: "x".into() },
+        ]
+    }
+
+    #[test]
+    fn the_bytes_of_every_request_are_what_they_have_always_been() {
+        let golden = GOLDEN_REQUESTS;
+        assert_eq!(golden.len(), requests().len());
+        let pairs: Vec<_> =
+            requests().into_iter().map(|request| (HEADER, request)).zip(golden.iter().copied()).collect();
+        pinned(|(header, request)| encode_request(header, request), decode_request, &pairs);
+    }
+
+    #[test]
+    fn the_bytes_of_every_reply_are_what_they_have_always_been() {
+        let golden = GOLDEN_REPLIES;
+        assert_eq!(golden.len(), replies().len());
+        let pairs: Vec<_> = replies().into_iter().map(|reply| (HEADER, reply)).zip(golden.iter().copied()).collect();
+        pinned(|(header, reply)| encode_reply(header, reply), decode_reply, &pairs);
+    }
+
+    #[test]
+    fn a_frame_with_a_flipped_bit_or_of_a_newer_version_is_refused() {
+        let frame = encode_request(&HEADER, &Request::ReadIndex);
+        for bit in 0..frame.len() * 8 {
+            let mut bad = frame.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_request(bad.into()).is_err(), "bit {bit}");
+        }
+        let mut newer = frame[4..].to_vec();
+        newer[0] = VERSION + 1;
+        let refused = decode_request(seal(&newer));
+        assert!(matches!(refused, Err(DecodeError::UnknownVersion { found: 2, known: 1, .. })), "{refused:?}");
+    }
+
+    #[rustfmt::skip]
+    const GOLDEN_REQUESTS: &[&str] = &[
+        "0fc21ddd0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000107000000000000000203a100000000000000010103a100000000000000040303a100000000000000050003a1000000000000000601017003a10000000000000007020101a10000000000000001a100000000000000016103783a310103a10000000000000004",
+        "5e22cbe20101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000020103a100000000000000010000",
+        "da6a5ef70101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000303a10000000000000001b2000000000000000103a10000000000000009",
+        "b110cb8a0101c1000000000000000000000000000000a1000000000000001c0000000000000001b200000000000000990000000000000004050000000000000003a100000000000000010103a100000000000000080103a100000000000000010101a10000000000000001a100000000000000016103783a31",
+        "648c69a60101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000050500000000000000ac02056368756e6b",
+        "11923d4d0101c1000000000000000000000000000000a1000000000000001c0000000000000001b200000000000000990000000000000006050000000000000003a10000000000000001",
+        "8e756e020101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000702036f6e650374776f",
+        "2f3773650101c1000000000000000000000000000000a1000000000000001c0000000000000001b200000000000000990000000000000008",
+        "4635ecbb0101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000090201ac02",
+        "db9289d20101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000a03",
+        "d8b309890101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000b0161020161016200",
+        "46470ec00101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000c0161010161c1000000000000000000000000000000",
+    ];
+
+    #[rustfmt::skip]
+    const GOLDEN_REPLIES: &[&str] = &[
+        "aa1a74a80101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000100",
+        "d7379e370101c1000000000000000000000000000000a1000000000000001c0000000000000001b200000000000000990000000000000001010103a10000000000000006",
+        "867b7a460101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000102",
+        "d9434dce0101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000010303a10000000000000001",
+        "a24f4ae40101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000203a10000000000000001010103a10000000000000006",
+        "7994602b0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000301026e6f",
+        "efee03d50101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000400",
+        "3c38a6480101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000503a10000000000000001",
+        "b65abc5d0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000602010379657300",
+        "0e05a0ac0101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000078001",
+        "00d9c0aa0101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000080201b81700",
+        "ca0123ed0101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000090105b817",
+        "296119040101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000a0103a100000000000000",
+        "4b1056f80101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000b046469736b",
+        "f5f7f9bf0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000c01620101620100",
+        "3c3492370101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000d0001c1000000000000000000000000000000",
+        "135e30a80101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000e0178",
+    ];
+}

@@ -116,3 +116,68 @@ fn checksum(id: RecordId, body: &[u8]) -> u32 {
     crc.update(body);
     crc.finalize()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::golden::{hex, pinned};
+    use super::*;
+
+    use crate::types::ClientId;
+
+    const ID: RecordId = RecordId { revision: Revision::new(300), ordinal: 2 };
+
+    fn record() -> Record {
+        Record {
+            kind: ChangeKind::Put,
+            key: Bytes::from_static(b"key"),
+            value: Bytes::from_static(b"value"),
+            created: Revision::new(5),
+            version: 2,
+            prev: Some(RecordId { revision: Revision::new(299), ordinal: 1 }),
+            lease: Some(LeaseId::new(7)),
+            origin: NodeId::new(0xabcd),
+            ticket: Some(Ticket { client: ClientId::new(3), seq: 300 }),
+            wall_ms: 1_700_000_000_000,
+            index: 301,
+        }
+    }
+
+    #[test]
+    fn every_kind_of_record_keeps_its_bytes() {
+        let first = Record { prev: None, lease: None, ticket: None, version: 1, created: ID.revision, ..record() };
+        let deleted = Record { kind: ChangeKind::Deleted, value: Bytes::new(), ..record() };
+        let expired = Record { kind: ChangeKind::Expired, ticket: None, ..deleted.clone() };
+        pinned(
+            |record| encode_record(ID, record),
+            |bytes| decode_record(ID, bytes),
+            &[
+                (record(), "0101036b65790576616c7565050201ab02010107cdab0000000000000103ac0280d095ffbc31ad02c8ff355f"),
+                (first, "0101036b65790576616c7565ac02010000cdab0000000000000080d095ffbc31ad02eab5cd7a"),
+                (deleted, "0102036b657900050201ab02010107cdab0000000000000103ac0280d095ffbc31ad02af50d852"),
+                (expired, "0103036b657900050201ab02010107cdab0000000000000080d095ffbc31ad0258588b1f"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_in_a_record_is_seen() {
+        let stored = encode_record(ID, &record());
+        for bit in 0..stored.len() * 8 {
+            let mut bad = stored.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let found = decode_record(ID, bad.into());
+            assert!(matches!(found, Err(DecodeError::Checksum { .. })), "bit {bit}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_in_another_ones_place_is_seen() {
+        let stored = encode_record(ID, &record());
+        let places = [RecordId { ordinal: 3, ..ID }, RecordId { revision: Revision::new(301), ..ID }];
+        for place in places {
+            let found = decode_record(place, stored.clone());
+            assert!(matches!(found, Err(DecodeError::Checksum { .. })), "{place:?}: {found:?}");
+        }
+        assert_eq!(hex(&encode_record(ID, &record())), hex(&stored));
+    }
+}

@@ -15,7 +15,7 @@
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::format::log::{read_log_id, read_membership, write_log_id, write_membership};
+use super::parts::{log_id, put_log_id, put_stored_membership, stored_membership};
 use crate::format::wire::{DecodeError, Reader, Writer, seal, unseal};
 use crate::types::{LogId, StoredMembership};
 
@@ -42,9 +42,8 @@ impl SnapshotMeta {
 pub(crate) fn encode_meta(meta: &SnapshotMeta) -> Bytes {
     let mut w = Writer::default();
     w.varint(SNAPSHOT_VERSION);
-    w.option(meta.last_applied, write_log_id);
-    w.option(meta.membership.log_id, write_log_id);
-    write_membership(&mut w, &meta.membership.membership);
+    w.option(meta.last_applied, put_log_id);
+    put_stored_membership(&mut w, &meta.membership);
     w.finish()
 }
 
@@ -52,8 +51,8 @@ pub(crate) fn decode_meta(bytes: Bytes) -> Result<SnapshotMeta, DecodeError> {
     const WHAT: &str = "snapshot meta";
     let mut r = Reader::new(bytes);
     read_version(&mut r, WHAT)?;
-    let last_applied = r.option(WHAT, read_log_id)?;
-    let membership = StoredMembership { log_id: r.option(WHAT, read_log_id)?, membership: read_membership(&mut r)? };
+    let last_applied = r.option(WHAT, log_id)?;
+    let membership = stored_membership(&mut r)?;
     r.end(WHAT)?;
     Ok(SnapshotMeta { last_applied, membership })
 }
@@ -261,7 +260,7 @@ mod tests {
         writer.push(Part::Answer, b"k", b"");
         let last = writer.seal(true);
         assert_eq!(hex(&first), "d8fad03e010000000c010101010101010101010101067265636f7264");
-        assert_eq!(hex(&last), "LAST");
+        assert_eq!(hex(&last), "7d410a980101010102135232ac97e6b4b7f8253852d05732864104016b00");
 
         let (first, last) = (Chunk::decode(first).unwrap(), Chunk::decode(last).unwrap());
         let row = |part, key: &[u8], value: &[u8]| Row {

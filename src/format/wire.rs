@@ -297,3 +297,36 @@ mod tests {
         }
     }
 }
+
+/// Golden bytes: what the tests of every format compare with.
+#[cfg(test)]
+pub(super) mod golden {
+    use super::*;
+
+    pub(in crate::format) fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Each value must become exactly these bytes and be read back from them. A format that was released never changes:
+    /// a difference here needs a new format version, not a new literal.
+    pub(in crate::format) fn pinned<T: PartialEq + std::fmt::Debug>(
+        encode: impl Fn(&T) -> Bytes,
+        decode: impl Fn(Bytes) -> Result<T, DecodeError>,
+        golden: &[(T, &str)],
+    ) {
+        let mut wrong = Vec::new();
+        for (value, expected) in golden {
+            let encoded = encode(value);
+            if hex(&encoded) != *expected {
+                wrong.push(format!("{value:?}\n  now {}\n  was {expected}", hex(&encoded)));
+            }
+            assert_eq!(decode(encoded.clone()).as_ref(), Ok(value));
+            for cut in 0..encoded.len() {
+                assert!(decode(encoded.slice(..cut)).is_err(), "{value:?} cut at {cut}");
+            }
+            let longer = Bytes::from([&encoded[..], &[0]].concat());
+            assert!(decode(longer).is_err(), "{value:?} with a byte more");
+        }
+        assert!(wrong.is_empty(), "bytes have changed:\n{}", wrong.join("\n"));
+    }
+}

@@ -27,9 +27,6 @@ pub(super) fn inbound(node: &Arc<Node>) -> Inbound {
 impl Node {
     /// Serves one frame and returns the reply's frame.
     async fn receive(self: Arc<Self>, frame: Bytes) -> Result<Bytes, TransportError> {
-        if matches!(self.status.borrow().phase, super::Phase::Stopped(_)) {
-            return Err(TransportError::Closed);
-        }
         let (header, request) = self.link.accept(frame).map_err(|refused| {
             tracing::debug!(name = self.name(), %refused, "frame refused");
             TransportError::Other(refused.to_string())

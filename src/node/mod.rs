@@ -13,7 +13,7 @@ mod read;
 mod supervise;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use self::client::Clients;
 use self::expiry::Leases;
@@ -94,6 +94,8 @@ pub(crate) struct Node {
     forming: tokio::sync::Mutex<formation::Settled>,
     tasks: Mutex<Vec<rt::Task<()>>>,
     stopping: AtomicBool,
+    /// Set as soon as the node is made; closed when it has stopped.
+    inbound: OnceLock<Inbound>,
 }
 
 impl Node {
@@ -130,6 +132,11 @@ impl Node {
         &self.state
     }
 
+    #[cfg(feature = "internals")]
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
     /// Waits until this node has applied `revision`; an error if it stops first.
     pub(crate) async fn wait_revision(&self, revision: Revision) -> Result<(), Error> {
         let stopped = |_| Error::Stopped { reason: self.stop_reason() };
@@ -137,8 +144,8 @@ impl Node {
     }
 
     /// What the host's transport hands frames to.
-    pub(crate) fn inbound(self: &Arc<Self>) -> Inbound {
-        inbound::inbound(self)
+    pub(crate) fn inbound(&self) -> Inbound {
+        self.inbound.get().expect("set when the node is made").clone()
     }
 
     /// Runs a task on the node's own runtime.
@@ -206,6 +213,7 @@ impl Node {
             // A snapshot was installed: there are no single changes to follow.
             None => {
                 let view = self.state.view();
+                // An error here has already stopped the node: the view raises the alarm itself.
                 self.leases.load(view.leases().unwrap_or_default());
                 self.hub.jump(view.revision);
                 self.revision.advance(view.revision.get());
@@ -223,6 +231,9 @@ impl Node {
                 matches!(status.phase, Phase::Stopped(_) | Phase::Refused(_)) && !matches!(phase, Phase::Stopped(_));
             let changed = status.phase != phase && !last;
             if changed {
+                if matches!(phase, Phase::Stopped(_)) {
+                    (status.leads, status.leader) = (false, None);
+                }
                 status.phase = phase;
             }
             changed
@@ -231,6 +242,9 @@ impl Node {
 
     fn take_status(&self, raft: RaftStatus) {
         let before = self.status.borrow();
+        if matches!(before.phase, Phase::Stopped(_)) {
+            return;
+        }
         if before.leads != raft.leads || before.leader != raft.leader {
             match raft.leader {
                 Some(leader) => tracing::info!(name = self.name(), %leader, leads = raft.leads, "leader"),

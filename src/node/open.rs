@@ -71,7 +71,10 @@ pub(super) async fn start(opening: Opening) -> Result<Arc<Node>, StartError> {
     let (done, started) = oneshot::channel();
     let on = runtime.clone();
     let task = runtime.spawn("open", async move {
-        let _ = done.send(open(opening, peers, on).await);
+        if let Err(Ok(node)) = done.send(open(opening, peers, on).await) {
+            // Whoever wanted it has gone; its tasks would keep it alive, and its directory locked, for ever.
+            node.shutdown().await;
+        }
     });
     let opened = started.await;
     drop(task);
@@ -129,7 +132,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
     let io = |source| StartError::Io { path: path.clone(), source };
     let mint = || (NodeId::new(rt::random_u64().max(1)), rt::random_u64());
     let Opened { identity, log, mut log_engine, state_db, poison } = storage::open(disk, &name, mint)?;
-    let how = || if settings.inline_storage { Drive::Inline } else { Drive::Thread };
+    let how = || drive(&settings);
     let (state, state_engine) = state_engine::open(state_db, log.clone(), poison.clone(), &path)?;
     // Second line of defence: a log that does not hold the applied entry is cleared, its vote kept.
     if let Some(applied) = state.applied().last_applied
@@ -150,6 +153,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
         me: identity.node,
         cluster_name: &cluster_name,
         timing: &settings.timing,
+        retention: settings.retention,
         log: log.clone(),
         state: state.clone(),
         link: link.clone(),
@@ -166,6 +170,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
         leads: false,
         membership: Default::default(),
     });
+    let hub = WatchHub::new(state.view().revision, settings.watch_revisions);
     let node = Arc::new(Node {
         forming: tokio::sync::Mutex::new(Settled { identity: identity.clone() }),
         identity,
@@ -174,7 +179,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
         peers,
         runtime,
         link,
-        hub: WatchHub::new(state.view().revision),
+        hub,
         log,
         state,
         poison,
@@ -189,13 +194,24 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
         funnel,
         tasks: Mutex::default(),
         stopping: AtomicBool::new(false),
+        inbound: OnceLock::new(),
     });
+    node.inbound.set(inbound::inbound(&node)).expect("set once, here");
     // What was applied while the module started has reported to nobody: look at the state as it is now.
     observed.set(Arc::downgrade(&node)).expect("set once, here");
     node.observe(&[]);
     node.start_tasks(formation, queue);
-    transport.start(inbound::inbound(&node));
+    transport.start(node.inbound());
     Ok(node)
+}
+
+/// How the storage engines run.
+fn drive(settings: &Settings) -> Drive {
+    #[cfg(test)]
+    if let Some(drive) = &settings.drive.0 {
+        return drive.clone();
+    }
+    if settings.inline_storage { Drive::Inline } else { Drive::Thread }
 }
 
 /// Reports applied batches to the node, once there is one.
@@ -223,6 +239,7 @@ impl Node {
             true => {
                 self.set_phase(Phase::Running);
                 spawn("elect-alone", Box::pin(self.clone().elect_if_alone()));
+                spawn("look-for-own", Box::pin(self.clone().look_for_own()));
             }
             false => spawn("form", Box::pin(self.clone().form(formation))),
         }

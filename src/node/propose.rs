@@ -21,7 +21,7 @@ use crate::format::command::{decode_response, encode_proposal, encode_response};
 use crate::format::message::{Reply, Request};
 use crate::raft::RaftFailure;
 use crate::rt::{self, Instant};
-use crate::transport::Lane;
+use crate::transport::{FRAME_BYTES_MAX, Lane};
 use crate::types::NodeId;
 
 /// Most proposals of one batch or frame.
@@ -32,6 +32,10 @@ const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 const FORWARD_WINDOW: usize = 4;
 /// How long a forwarded frame may take before its proposals are sent again.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the answer of a leader that leads no more is still waited for.
+const LAST_ANSWERS: Duration = Duration::from_millis(100);
+/// Most bytes of answers in one frame; whose answer does not fit asks again, and gets what is remembered of it.
+const ANSWERS_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024 * 1024;
 /// Pause before another attempt when nothing says that the leader has changed.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
 /// Bytes proposed but not yet durable beyond which the leader takes no more (`Busy`).
@@ -257,18 +261,34 @@ impl Node {
         };
         let proposals = batch.iter().map(|submission| submission.bytes.clone()).collect();
         let request = Request::Propose { proposals };
-        let reply = self.link.ask(&peer, Some(leader), Lane::Client, &request, FORWARD_TIMEOUT).await;
-        match reply {
-            Ok(Reply::Proposed { answers }) if answers.len() == batch.len() => {
+        let ask = self.link.ask(&peer, Some(leader), Lane::Client, &request, FORWARD_TIMEOUT);
+        match self.while_leading(leader, ask).await {
+            Some(Ok(Reply::Proposed { answers })) if answers.len() == batch.len() => {
                 for (submission, answer) in batch.into_iter().zip(answers) {
                     let response = answer.and_then(|bytes| decode_response(bytes).ok());
                     let _ = submission.answer.send(response.map_or(Attempt::Unknown, Attempt::Decided));
                 }
             }
-            Ok(Reply::NotLeader { .. }) => refuse(batch, || Attempt::NotSent(Obstacle::NoLeader)),
-            Ok(Reply::Busy { .. }) => refuse(batch, || Attempt::NotSent(busy())),
-            // Nor is an unreachable leader a proof: the connection may have broken behind the frame.
-            Ok(_) | Err(_) => refuse(batch, || Attempt::Unknown),
+            // Not even a refusal proves that nothing was logged: it may answer a double of the frame, which came later than
+            // the first. Nor does an unreachable leader: the connection may have broken behind the frame.
+            _ => refuse(batch, || Attempt::Unknown),
+        }
+    }
+
+    /// What a question to the leader comes to; `None` once somebody else leads, or nobody, and the answer is not there soon
+    /// after: what waits for one that has vanished would wait for its timeout.
+    pub(super) async fn while_leading<T>(&self, leader: NodeId, ask: impl Future<Output = T>) -> Option<T> {
+        let mut status = self.status.subscribe();
+        let deposed = async {
+            let deposed = status.wait_for(|status| status.leader.map(|leader| leader.node) != Some(leader));
+            if deposed.await.is_ok() {
+                // A leader that hands over still answers what it has taken.
+                rt::sleep(LAST_ANSWERS).await;
+            }
+        };
+        match futures::future::select(std::pin::pin!(ask), std::pin::pin!(deposed)).await {
+            futures::future::Either::Left((answer, _)) => Some(answer),
+            futures::future::Either::Right(_) => None,
         }
     }
 
@@ -286,12 +306,14 @@ impl Node {
         if outcomes.iter().all(|outcome| matches!(outcome, Some(Attempt::NotSent(_)))) {
             return Reply::NotLeader { leader: self.status.borrow().leader };
         }
-        let answers = outcomes.into_iter().map(|outcome| match outcome {
-            Some(Attempt::Decided(response)) => Some(encode_response(&response)),
-            _ => None,
+        let mut room = ANSWERS_BYTES_MAX;
+        let answers = outcomes.into_iter().map(|outcome| {
+            let Some(Attempt::Decided(response)) = outcome else { return None };
+            let answer = encode_response(&response);
+            room = room.checked_sub(answer.len())?;
+            Some(answer)
         });
-        let answers = answers.collect();
-        Reply::Proposed { answers }
+        Reply::Proposed { answers: answers.collect() }
     }
 }
 

@@ -98,8 +98,9 @@ impl Node {
         }
         let leader = status.leader?.node;
         let peer = self.peer(leader)?;
-        match self.link.ask(&peer, Some(leader), Lane::Client, &Request::ReadIndex, ROUND_TIMEOUT).await {
-            Ok(Reply::ReadIndex { index }) => Some(index),
+        let ask = self.link.ask(&peer, Some(leader), Lane::Client, &Request::ReadIndex, ROUND_TIMEOUT);
+        match self.while_leading(leader, ask).await {
+            Some(Ok(Reply::ReadIndex { index })) => Some(index),
             _ => None,
         }
     }

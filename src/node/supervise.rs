@@ -20,6 +20,8 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 const RESTARTS_MAX: u32 = 5;
 /// How often the leader looks whether history has outgrown its bound.
 const COMPACT_INTERVAL: Duration = Duration::from_secs(1);
+/// The last part of the quota (one eighth) in which history is given up for room.
+const QUOTA_MARGIN: u64 = 8;
 /// Log bytes behind the last snapshot beyond which one is taken and the log is purged, whatever the number of entries.
 const LOG_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Log entries left by such a purge, for followers that are a little behind.
@@ -28,14 +30,20 @@ const LOG_KEPT_ENTRIES: u64 = 10_000;
 impl Node {
     /// Follows the consensus module for as long as the node lives.
     pub(super) async fn supervise(self: Arc<Self>) {
-        let mut restarts = 0;
+        let (mut restarts, mut silent) = (0, false);
         loop {
             let raft = self.raft();
             let mut status = raft.status();
             loop {
                 self.take_status(status.borrow());
+                silent = self.tell_quorum(&raft, silent);
                 let changed = rt::timeout(CHECK_INTERVAL, status.changed()).await;
-                if !matches!(changed, Ok(Ok(()))) && raft.check().await.is_err() {
+                // Until leadership is handed over, a shutdown still needs to see who leads.
+                if self.stopping.load(Ordering::Acquire) && self.inbound().is_closed() {
+                    return;
+                }
+                // The engines may fail where the core does not notice: behind its back, or while nobody writes.
+                if self.poison.error().is_some() || !matches!(changed, Ok(Ok(()))) && raft.check().await.is_err() {
                     break;
                 }
             }
@@ -56,9 +64,26 @@ impl Node {
         }
     }
 
+    /// Says so, once each time, when this leader loses its quorum and when it has it again.
+    fn tell_quorum(&self, raft: &Raft, silent: bool) -> bool {
+        let silence = raft.quorum_silence().filter(|_| self.status.with(|status| status.leads)).unwrap_or_default();
+        let lost = silence > self.settings.timing.election_max;
+        match (silent, lost) {
+            (false, true) => {
+                tracing::warn!(name = self.name(), ?silence, "quorum lost: no majority answers this leader")
+            }
+            (true, false) => tracing::info!(name = self.name(), "quorum regained, or led by another node"),
+            _ => {}
+        }
+        lost
+    }
+
     /// Builds the consensus module anew over the engines, which are healthy.
     async fn restart_raft(self: &Arc<Self>) -> Result<(), String> {
-        self.raft().shutdown().await;
+        let old = self.raft();
+        old.shutdown().await;
+        // Nor does its state machine end with it: what was handed to that would be applied behind the new core's back.
+        old.retire().await;
         // The log's queue may hold appends of the old core: a new one must not find a log end that still moves, or it
         // could give one log id to two payloads.
         let (done, drained) = oneshot::channel();
@@ -70,6 +95,7 @@ impl Node {
             me: self.id(),
             cluster_name: &self.cluster_name,
             timing: &self.settings.timing,
+            retention: self.settings.retention,
             log: self.log.clone(),
             state: self.state.clone(),
             link: self.link.clone(),
@@ -83,11 +109,12 @@ impl Node {
     /// Stops the node for good: it answers nobody any more.
     async fn fail(&self, reason: String) {
         tracing::error!(name = self.name(), reason, "the node stops");
-        self.set_phase(Phase::Stopped(reason));
+        self.set_phase(Phase::Stopped(reason.clone()));
+        self.hub.close(&reason);
         self.leases.reign(None);
         self.applied.close();
         self.revision.close();
-        self.hub.close();
+        self.inbound().close();
         self.raft().shutdown().await;
     }
 
@@ -106,8 +133,12 @@ impl Node {
             let view = self.state.view();
             let (revision, floor) = (view.revision.get(), view.floor.get());
             let keep = self.settings.history_revisions;
-            // In steps of a tenth, so that an idle bound does not cost an entry per write.
-            if revision.saturating_sub(floor) > keep + keep / 10 {
+            let kept = revision.saturating_sub(floor);
+            // In steps of a tenth, so that an idle bound does not cost an entry per write. Near the quota half of the
+            // history goes each time: it is part of what is counted, and deleting makes room only when it is forgotten.
+            let near_quota = self.settings.quota_bytes - self.settings.quota_bytes / QUOTA_MARGIN;
+            let keep = if view.counters.bytes > near_quota { keep.min(kept / 2) } else { keep };
+            if kept > keep + keep / 10 {
                 let command = Command::Compact { floor: Revision::new(revision - keep) };
                 match self.housekeep(command, CHECK_INTERVAL).await {
                     Ok(Response::Compacted { floor }) => tracing::debug!(%floor, "history compacted"),
@@ -137,9 +168,11 @@ impl Node {
             return;
         }
         self.hand_over().await;
+        // Before the consensus module: frames that come from now on find nobody, not a module going down.
+        self.inbound().close();
         self.raft().shutdown().await;
         self.leases.reign(None);
-        self.hub.close();
+        self.hub.close("shut down");
         let (done, closed) = oneshot::channel();
         self.state.close(Box::new(move |result| drop(done.send(result))));
         if !matches!(closed.await, Ok(Ok(()))) {
@@ -186,5 +219,27 @@ impl Node {
             }
             rt::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+#[cfg(test)]
+impl Node {
+    /// Has the consensus core panic, as a bug in it would.
+    pub(crate) async fn panic_core(&self) {
+        self.raft().panic_core().await;
+    }
+
+    /// Has both engines take the disk for failed, as an error that they met by themselves would.
+    pub(crate) fn fail_disk(&self) {
+        self.poison.fail(crate::error::StorageError::new("state.redb", "checkpoint", "provoked"));
+    }
+
+    /// Puts bytes into the log that no release understands.
+    pub(crate) async fn propose_garbage(&self) {
+        self.raft().propose(vec![bytes::Bytes::from_static(b"garbage")], |_, _| {}).await;
+    }
+
+    pub(crate) async fn transfer_to(&self, to: crate::types::NodeId) {
+        let _ = self.raft().transfer_leader(to).await;
     }
 }

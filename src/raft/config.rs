@@ -2,20 +2,15 @@
 
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 
-use crate::config::Timing;
+use crate::config::{Retention, Timing};
 
-/// Entries applied since the last snapshot after which the next one is taken. A snapshot here is a durable checkpoint and
-/// a few bytes, so the number bounds what a purge may leave behind, not work.
-const SNAPSHOT_ENTRIES: u64 = 50_000;
-/// Entries kept behind a snapshot, so that a follower that was away catches up from the log.
-const KEPT_ENTRIES: u64 = 100_000;
 /// Most entries in one append frame; the byte budget usually ends it first.
 const FRAME_ENTRIES_MAX: u64 = 2048;
 /// How long installing a received snapshot may take.
 const INSTALL_TIMEOUT_MS: u64 = 10 * 60 * 1000;
 
 /// The configuration of one node of cluster `name`.
-pub(super) fn config(name: &str, timing: &Timing) -> Config {
+pub(super) fn config(name: &str, timing: &Timing, retention: Retention) -> Config {
     let election_max = timing.election_max.as_millis() as u64;
     Config {
         // Shown in logs only.
@@ -33,12 +28,11 @@ pub(super) fn config(name: &str, timing: &Timing) -> Config {
         max_append_entries: Some(4096),
         // Only consulted when a learner is added: it counts as caught up within this many entries.
         replication_lag_threshold: 5_000,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(retention.snapshot_entries),
         // The library's own chunking is not used; ours is in storage/snapshot.rs.
         snapshot_max_chunk_size: 3 * 1024 * 1024,
-        // Large, so that installing a snapshot under load is rare (upstream issue 2116) and a short absence costs a log
-        // catch-up, not a state transfer.
-        max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+        // Large: see there.
+        max_in_snapshot_log_to_keep: retention.kept_entries,
         // Purging in larger steps: each one is a write in the log engine.
         purge_batch_size: 4096,
         // More than our own funnels ever have under way.
@@ -79,7 +73,7 @@ mod tests {
     #[test]
     fn the_configuration_passes_the_librarys_own_checks_and_keeps_what_is_not_negotiable() {
         for timing in [Timing::default(), Timing::fast()] {
-            let config = config("test", &timing).validate().expect("valid");
+            let config = config("test", &timing, Retention::default()).validate().expect("valid");
             assert_eq!(config.enable_leader_restore, Some(false));
             assert_eq!(config.enable_pre_vote, Some(true));
             let lease_and_election = 2 * timing.election_max.as_millis() as u64;

@@ -4,6 +4,7 @@
 //! `config.rs`; what it asks of us is implemented in `log_store.rs`, `state_store.rs` and `network.rs`.
 
 mod config;
+mod heard;
 mod log_store;
 mod network;
 mod order;
@@ -16,13 +17,15 @@ mod conformance;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
-use openraft::{ReadPolicy, ServerState, async_runtime::WatchReceiver};
+use openraft::{Instant as _, ReadPolicy, ServerState, async_runtime::WatchReceiver};
 
+use self::heard::Heard;
 use self::log_store::LogStore;
 use self::network::Factory;
 use self::order::Order;
@@ -30,7 +33,7 @@ pub(crate) use self::state_store::Observer;
 use self::state_store::{SnapshotData, StateMachine};
 use self::types::{Config, Encoded, FromRaft, OSnapshotMeta, ToRaft};
 use crate::command::Response;
-use crate::config::Timing;
+use crate::config::{Retention, Timing};
 use crate::format::message::{AppendReply, Reply, Request};
 use crate::format::snapshot::SnapshotMeta;
 use crate::rt;
@@ -66,7 +69,7 @@ pub(crate) enum RaftFailure {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RaftStatus {
     pub(crate) term: u64,
-    /// The leader this node follows or is; committed by a quorum's votes.
+    /// The leader this node follows, and has heard from lately, or is; committed by a quorum's votes.
     pub(crate) leader: Option<LeaderId>,
     /// Set while this node leads.
     pub(crate) leads: bool,
@@ -82,9 +85,11 @@ pub(crate) struct Raft {
 struct Inner {
     me: NodeId,
     raft: Library,
+    machine: StateMachine,
     state: StateStore,
     log: Log,
     order: Order,
+    heard: Arc<Heard>,
     receiving: std::sync::Mutex<Option<Receiving>>,
     status: rt::watch::Receiver<RaftStatus>,
     follow: rt::Task<()>,
@@ -103,6 +108,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) me: NodeId,
     pub(crate) cluster_name: &'a str,
     pub(crate) timing: &'a Timing,
+    pub(crate) retention: Retention,
     pub(crate) log: Log,
     pub(crate) state: StateStore,
     pub(crate) link: Link,
@@ -112,22 +118,25 @@ pub(crate) struct Parts<'a> {
 impl Raft {
     /// Starts the module on the current runtime, at whatever log and state the engines hold.
     pub(crate) async fn start(parts: Parts<'_>) -> Result<Self, RaftFailure> {
-        let Parts { me, cluster_name, timing, log, state, link, observer } = parts;
-        let config = config::config(cluster_name, timing).validate().map_err(stopped)?;
+        let Parts { me, cluster_name, timing, retention, log, state, link, observer } = parts;
+        let config = config::config(cluster_name, timing, retention).validate().map_err(stopped)?;
         let factory = Factory { link, streams: Arc::new(AtomicU64::new(rt::random_u64() >> 1)) };
         let machine = StateMachine::new(state.clone(), log.clone(), observer);
-        let raft = Library::new(me.get(), Arc::new(config), factory, LogStore::new(log.clone()), machine)
+        let raft = Library::new(me.get(), Arc::new(config), factory, LogStore::new(log.clone()), machine.clone())
             .await
             .map_err(|fatal| stopped(&fatal))?;
         let (sender, status) = rt::watch::channel(RaftStatus::default());
-        let follow = rt::spawn("raft-status", follow_status(me, raft.clone(), sender));
+        let heard = Arc::new(Heard::new(timing.election_max));
+        let follow = rt::spawn("raft-status", follow_status(me, raft.clone(), heard.clone(), sender));
         Ok(Raft {
             inner: Arc::new(Inner {
                 me,
                 raft,
+                machine,
                 state,
                 log,
                 order: Order::default(),
+                heard,
                 receiving: std::sync::Mutex::new(None),
                 status,
                 follow,
@@ -220,6 +229,12 @@ impl Raft {
         (matched.map(|id| id.index) >= committed).then(|| NodeId::new(node))
     }
 
+    /// How long ago a quorum last answered this leader; `None` if it does not lead or has not heard from one yet.
+    pub(crate) fn quorum_silence(&self) -> Option<Duration> {
+        let acked = self.inner.raft.metrics().borrow_watched().last_quorum_acked?;
+        Some(acked.elapsed())
+    }
+
     /// Drops log entries up to `index` that a snapshot covers.
     pub(crate) async fn purge_log(&self, index: u64) -> Result<(), RaftFailure> {
         self.inner.raft.trigger().purge_log(index).await.map_err(|fatal| stopped(&fatal))
@@ -235,12 +250,22 @@ impl Raft {
         self.inner.raft.with_raft_state(|_| ()).await.map_err(|fatal| stopped(&fatal))
     }
 
+    #[cfg(test)]
+    pub(crate) async fn panic_core(&self) {
+        let _ = self.inner.raft.with_raft_state(|_| panic!("provoked by a test")).await;
+    }
+
     /// Stops the library. The engines stay open.
     pub(crate) async fn shutdown(&self) {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::error!(%error, "the consensus core panicked before it was shut down");
         }
         self.inner.follow.abort();
+    }
+
+    /// Makes sure that nothing of this module changes the state any more. For a module that was shut down.
+    pub(crate) async fn retire(&self) {
+        self.inner.machine.retire().await;
     }
 
     /// Serves one request of a peer; `None` if it is not consensus business.
@@ -294,7 +319,11 @@ impl Raft {
             std::task::Poll::Ready(answer) => answer,
             std::task::Poll::Pending => answer.await,
         };
-        Ok(Reply::Append(match answer.map_err(|error| stopped(&error))? {
+        let answer = answer.map_err(|error| stopped(&error))?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            self.inner.heard.from(vote.leader);
+        }
+        Ok(Reply::Append(match answer {
             AppendEntriesResponse::Success => AppendReply::Success,
             AppendEntriesResponse::PartialSuccess(upto) => AppendReply::Partial(upto.map(|id| id.to_plain())),
             AppendEntriesResponse::Conflict => AppendReply::Conflict,
@@ -397,17 +426,20 @@ fn stopped(error: impl std::fmt::Display) -> RaftFailure {
 
 /// Copies what matters out of the library's metrics whenever it changes, so that nobody else holds on to them: a borrow
 /// of the library's watch that is held blocks its core.
-async fn follow_status(me: NodeId, raft: Library, sender: rt::watch::Sender<RaftStatus>) {
+async fn follow_status(me: NodeId, raft: Library, heard: Arc<Heard>, sender: rt::watch::Sender<RaftStatus>) {
     let mut metrics = raft.server_metrics();
     loop {
+        let news = heard.news();
         let now = metrics.borrow_watched().clone();
-        let leads = now.state == ServerState::Leader;
         let vote = now.vote.to_plain();
-        let leader = (vote.committed && now.current_leader == Some(vote.leader.node.get())).then_some(vote.leader);
+        let elected = (vote.committed && now.current_leader == Some(vote.leader.node.get())).then_some(vote.leader);
+        let leads = now.state == ServerState::Leader && elected.is_some_and(|leader| leader.node == me);
+        // The library goes on naming a leader that has died, or that led before this node was restarted.
+        let heard_until = elected.filter(|_| !leads).and_then(|leader| heard.until(leader));
         let status = RaftStatus {
             term: vote.leader.term,
-            leader,
-            leads: leads && leader.is_some_and(|leader| leader.node == me),
+            leader: elected.filter(|_| leads || heard_until.is_some()),
+            leads,
             membership: now.membership_config.to_plain(),
         };
         sender.send_if_modified(|current| {
@@ -415,11 +447,17 @@ async fn follow_status(me: NodeId, raft: Library, sender: rt::watch::Sender<Raft
             *current = status;
             changed
         });
-        if metrics.changed().await.is_err() {
+        let (changed, news) = (std::pin::pin!(metrics.changed()), std::pin::pin!(news));
+        let changed = futures::future::select(changed, news);
+        let changed = match heard_until {
+            Some(until) => rt::timeout_at(until, changed).await,
+            None => Ok(changed.await),
+        };
+        if let Ok(futures::future::Either::Left((Err(_), _))) = changed {
             return;
         }
     }
 }
 
 /// How long a peer may take to answer a question that is not the library's own.
-pub(crate) const ASK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);

@@ -78,15 +78,14 @@ impl Order {
     }
 }
 
+/// The stream, now the most recently used: a long one is not to be forgotten over the short ones of heartbeats.
 fn find(streams: &mut VecDeque<Stream>, from: NodeId, number: u64) -> &mut Stream {
-    let at = streams.iter().position(|s| s.from == from && s.number == number).unwrap_or_else(|| {
-        if streams.len() == STREAMS_MAX {
-            streams.pop_front();
-        }
-        streams.push_back(Stream { from, number, next: 0, early: Vec::new() });
-        streams.len() - 1
-    });
-    &mut streams[at]
+    let known = streams.iter().position(|s| s.from == from && s.number == number).and_then(|at| streams.remove(at));
+    if known.is_none() && streams.len() == STREAMS_MAX {
+        streams.pop_front();
+    }
+    streams.push_back(known.unwrap_or(Stream { from, number, next: 0, early: Vec::new() }));
+    streams.back_mut().expect("just pushed")
 }
 
 #[cfg(test)]
@@ -116,6 +115,18 @@ mod tests {
     async fn a_frame_whose_predecessor_never_comes_is_refused_in_the_end() {
         let order = Order::default();
         assert_eq!(order.turn(NodeId::new(7), 1, 3).await, Err(OutOfOrder));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_in_use_is_not_forgotten_over_many_short_ones() {
+        let order = Order::default();
+        let from = NodeId::new(7);
+        for seq in 0..1000 {
+            assert_eq!(rt::timeout(Duration::ZERO, order.turn(from, 1, seq)).await, Ok(Ok(())), "frame {seq}");
+            order.handed_in(from, 1, seq);
+            assert_eq!(order.turn(from, 100 + seq, 0).await, Ok(()));
+            order.handed_in(from, 100 + seq, 0);
+        }
     }
 
     #[tokio::test(start_paused = true)]

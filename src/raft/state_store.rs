@@ -37,16 +37,32 @@ pub(crate) struct StateMachine {
     state: StateStore,
     log: Log,
     observer: Observer,
+    /// Locked by whatever changes the state, to its end; true once this machine's core is gone.
+    retired: Arc<tokio::sync::Mutex<bool>>,
 }
 
 impl StateMachine {
     pub(crate) fn new(state: StateStore, log: Log, observer: Observer) -> Self {
-        StateMachine { state, log, observer }
+        StateMachine { state, log, observer, retired: Arc::default() }
+    }
+
+    /// Waits for the change under way, and refuses all later ones.
+    ///
+    /// The library's worker outlives a core that panicked and works off what that has left: entries that the next core
+    /// will apply too, since it starts from the position as it is now.
+    pub(crate) async fn retire(&self) {
+        *self.retired.lock().await = true;
+    }
+
+    async fn in_office(&self) -> Result<tokio::sync::MutexGuard<'_, bool>, io::Error> {
+        let retired = self.retired.lock().await;
+        if *retired { Err(io::Error::other("the core that asked for this is gone")) } else { Ok(retired) }
     }
 
     async fn apply_batch(&self, batch: Vec<EntryResponder<Config>>) -> Result<(), io::Error> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         let last = last.log_id.index;
+        let _in_office = self.in_office().await?;
         let entries = batch.iter().map(|(entry, _)| entry.to_plain()).collect();
         let applied = wait(|done| self.state.apply(entries, done)).await?;
         // The engine has committed and published: now watchers, then those who asked.
@@ -116,6 +132,7 @@ impl RaftStateMachine<Config> for StateMachine {
             SnapshotData::Staged(stage) => stage,
             SnapshotData::Local(reader) => self.stage(*reader).await?,
         };
+        let _in_office = self.in_office().await?;
         wait(|done| self.state.install(stage, done)).await?;
         // Watchers cannot be told the changes one by one; an empty batch makes them look at the published revision.
         (self.observer)(&[]);

@@ -176,6 +176,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_runtime_is_not_said_to_have_ended_before_its_last_task_is_dropped() {
+        /// Looks, when it is dropped, whether the end has been announced.
+        struct Last(watch::Receiver<()>, std::sync::mpsc::Sender<bool>);
+        impl Drop for Last {
+            fn drop(&mut self) {
+                let _ = self.1.send(self.0.is_closed());
+            }
+        }
+        let runtime = NodeRuntime::start("orderly", RuntimeKind::Dedicated).unwrap();
+        let (seen, told) = std::sync::mpsc::channel();
+        let last = Last(runtime.thread.as_ref().unwrap().ended.clone(), seen);
+        runtime
+            .spawn("last", async move {
+                let _last = last;
+                pending::<()>().await
+            })
+            .detach();
+        timeout(HUNG, runtime.shutdown()).await.expect("shutdown hung");
+        assert_eq!(told.recv(), Ok(false));
+    }
+
+    #[tokio::test]
     async fn shutdown_from_the_runtimes_own_thread_asks_and_does_not_wait_for_itself() {
         let runtime = NodeRuntime::start("leaving", RuntimeKind::Dedicated).unwrap();
         let inside = runtime.clone();

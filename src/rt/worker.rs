@@ -27,6 +27,9 @@ use tokio::time::Instant;
 
 use super::watermark::Watermark;
 
+/// A step that takes this long is worth an operator's attention: the disk is slow or full.
+const SLOW_STEP: Duration = Duration::from_millis(500);
+
 /// Work that is done in steps.
 pub(crate) trait Engine: Send + 'static {
     type Op: Send + 'static;
@@ -65,8 +68,11 @@ pub(crate) enum Drive {
     /// As a task of the current tokio runtime.
     Inline,
     /// As a task that awaits this before each step, standing in for the time that the step's I/O would take.
-    Delayed(Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>),
+    Delayed(Delay),
 }
+
+/// Makes a future for each step to wait for.
+pub(crate) type Delay = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// Starts `engine` under `name` with a mailbox of its own.
 ///
@@ -96,9 +102,9 @@ pub(crate) fn drive_from<E: Engine>(mailbox: &Mailbox<E::Op>, name: &str, how: D
         _ended: Ended(ended.clone()),
     };
     match how {
-        Drive::Thread => drop(thread::Builder::new().name(name.to_owned()).spawn(move || running.on_thread())?),
-        Drive::Inline => drop(tokio::spawn(running.as_task(None))),
-        Drive::Delayed(delay) => drop(tokio::spawn(running.as_task(Some(delay)))),
+        Drive::Thread => drop(thread::Builder::new().name(name.to_owned()).spawn(move || running.run_blocking())?),
+        Drive::Inline => drop(tokio::spawn(running.run_inline(None))),
+        Drive::Delayed(delay) => drop(tokio::spawn(running.run_inline(Some(delay)))),
     }
     Ok(Driver { ended })
 }
@@ -306,7 +312,7 @@ enum Next {
 }
 
 impl<E: Engine> Running<E> {
-    fn on_thread(mut self) {
+    fn run_blocking(mut self) {
         let mut next = Next::Arrival;
         loop {
             match next {
@@ -328,7 +334,7 @@ impl<E: Engine> Running<E> {
         }
     }
 
-    async fn as_task(mut self, delay: Option<Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>>) {
+    async fn run_inline(mut self, delay: Option<Delay>) {
         let mut next = Next::Arrival;
         loop {
             match next {
@@ -370,6 +376,7 @@ impl<E: Engine> Running<E> {
 
     fn step(&mut self) -> Next {
         let Running { engine, queue, .. } = self;
+        let begun = Instant::now();
         let step = match catch_unwind(AssertUnwindSafe(|| engine.step(queue))) {
             Ok(step) => step,
             Err(panic) => {
@@ -379,6 +386,10 @@ impl<E: Engine> Running<E> {
                 return Next::End;
             }
         };
+        let took = begun.elapsed();
+        if took >= SLOW_STEP {
+            tracing::warn!(engine = %self.name, ?took, "a disk operation took long");
+        }
         if !matches!(step, Step::Within(_)) {
             self.due = None;
         }
@@ -399,4 +410,211 @@ impl<E: Engine> Running<E> {
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const HOWS: [Drive; 2] = [Drive::Thread, Drive::Inline];
+
+    /// An engine that tells what each step was given, and does what the script says, then idles.
+    struct Scripted {
+        script: VecDeque<Scripting>,
+        steps: mpsc::Sender<String>,
+    }
+
+    impl Engine for Scripted {
+        type Op = u32;
+
+        fn step(&mut self, queue: &mut VecDeque<u32>) -> Step {
+            self.steps.send(format!("{queue:?}")).expect("the test listens to the end");
+            let step = self.script.pop_front().map(|mut next| next(queue));
+            step.unwrap_or_else(|| {
+                queue.clear();
+                Step::Idle
+            })
+        }
+
+        fn panicked(&mut self, message: &str) {
+            self.steps.send(format!("panicked: {message}")).expect("the test listens to the end");
+        }
+    }
+
+    impl Drop for Scripted {
+        fn drop(&mut self) {
+            let _ = self.steps.send("dropped".to_owned());
+        }
+    }
+
+    type Scripting = Box<dyn FnMut(&mut VecDeque<u32>) -> Step + Send>;
+    type Script = Vec<Scripting>;
+
+    /// Starts an engine on a mailbox that holds 1 and 2.
+    fn start(how: Drive, script: Script) -> (Mailbox<u32>, Driver, mpsc::Receiver<String>) {
+        let (steps, seen) = mpsc::channel();
+        let mailbox = Mailbox::new();
+        mailbox.push(1).unwrap();
+        mailbox.push(2).unwrap();
+        let engine = Scripted { script: script.into(), steps };
+        let driver = drive_from(&mailbox, "scripted", how, engine).unwrap();
+        (mailbox, driver, seen)
+    }
+
+    fn clear(step: fn() -> Step) -> Scripting {
+        Box::new(move |queue| {
+            queue.clear();
+            step()
+        })
+    }
+
+    #[tokio::test]
+    async fn operations_arrive_in_order_and_what_a_step_leaves_is_offered_again() {
+        for how in HOWS {
+            let take_one: Script = vec![Box::new(|queue| {
+                queue.pop_front();
+                Step::Again
+            })];
+            let (mailbox, driver, seen) = start(how, take_one);
+            drop(mailbox);
+            driver.join().await;
+            assert_eq!(seen.iter().collect::<Vec<_>>(), ["[1, 2]", "[2]", "dropped"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_idles_over_a_full_queue_is_called_again() {
+        for how in HOWS {
+            let (mailbox, driver, seen) = start(how, vec![Box::new(|_| Step::Idle)]);
+            drop(mailbox);
+            driver.join().await;
+            assert_eq!(seen.iter().collect::<Vec<_>>(), ["[1, 2]", "[1, 2]", "dropped"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stopped_engine_takes_nothing_more_and_what_is_queued_is_dropped() {
+        for how in HOWS {
+            let (mailbox, driver, seen) = start(how, vec![Box::new(|_| Step::Stop)]);
+            driver.join().await;
+            assert_eq!(mailbox.push(3), Err(3));
+            assert_eq!(seen.iter().collect::<Vec<_>>(), ["[1, 2]", "dropped"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_to_the_engine_and_closes_the_mailbox() {
+        for how in HOWS {
+            let (mailbox, driver, seen) = start(how, vec![Box::new(|queue| panic!("at {}", queue[0]))]);
+            driver.join().await;
+            assert_eq!(mailbox.push(3), Err(3));
+            assert_eq!(seen.iter().collect::<Vec<_>>(), ["[1, 2]", "panicked: at 1", "dropped"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_operation_that_is_never_taken_is_dropped_before_the_end_is_told() {
+        struct Deaf;
+        impl Engine for Deaf {
+            type Op = tokio::sync::oneshot::Sender<()>;
+
+            fn step(&mut self, _: &mut VecDeque<Self::Op>) -> Step {
+                Step::Stop
+            }
+
+            fn panicked(&mut self, _: &str) {}
+        }
+        for how in HOWS {
+            let (mailbox, driver) = drive("deaf", how, Deaf).unwrap();
+            let (queued, answer) = tokio::sync::oneshot::channel();
+            mailbox.push(queued).unwrap();
+            driver.join().await;
+            assert!(answer.await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_waits_for_a_watermark_is_not_called_before_it_is_reached_or_closed() {
+        for (how, close) in HOWS.into_iter().flat_map(|how| [(how.clone(), false), (how, true)]) {
+            let mark = Watermark::new();
+            let wait_for = mark.clone();
+            let script: Script = vec![Box::new(move |queue| {
+                queue.clear();
+                Step::After(wait_for.clone(), 5)
+            })];
+            let (mailbox, driver, seen) = start(how, script);
+            mailbox.push(3).unwrap();
+            let first = loop {
+                if let Ok(first) = seen.try_recv() {
+                    break first;
+                }
+                tokio::task::yield_now().await;
+            };
+            mark.advance(4);
+            tokio::task::yield_now().await;
+            assert_eq!(seen.try_recv().ok(), None);
+            mailbox.push(4).unwrap();
+            if close {
+                mark.close()
+            } else {
+                mark.advance(5)
+            }
+            drop(mailbox);
+            driver.join().await;
+            let steps = [first].into_iter().chain(seen.iter()).collect::<Vec<_>>().concat();
+            assert!(["[1, 2][3, 4]dropped", "[1, 2, 3][4]dropped"].contains(&&steps[..]), "{steps}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_a_within_runs_from_the_first_of_a_row_and_ends_in_an_empty_step() {
+        const TIME: Duration = Duration::from_millis(100);
+        let script: Script = (0..3).map(|_| clear(|| Step::Within(TIME))).collect();
+        let (mailbox, driver, seen) = start(Drive::Inline, script);
+        let start = Instant::now();
+        tokio::time::sleep(TIME * 6 / 10).await;
+        mailbox.push(3).unwrap();
+        tokio::time::sleep(TIME * 6 / 10).await;
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), ["[1, 2]", "[3]", "[]"], "at {:?}", start.elapsed());
+        // The third answer was another `Within`: abandoned, it is given its empty step at once.
+        drop(mailbox);
+        driver.join().await;
+        assert_eq!(seen.iter().collect::<Vec<_>>(), ["[]", "dropped"]);
+        assert_eq!(start.elapsed(), TIME * 12 / 10);
+    }
+
+    #[test]
+    fn a_thread_gives_a_within_its_empty_step_too() {
+        let script: Script = vec![clear(|| Step::Within(Duration::from_millis(1)))];
+        let (mailbox, driver, seen) = start(Drive::Thread, script);
+        assert_eq!([seen.recv().unwrap(), seen.recv().unwrap()], ["[1, 2]", "[]"]);
+        drop(mailbox);
+        driver.join_blocking();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delayed_engine_pays_its_delay_before_each_step() {
+        let delay: Drive = Drive::Delayed(Arc::new(|| Box::pin(tokio::time::sleep(Duration::from_secs(3)))));
+        let script: Script = vec![Box::new(|_| Step::Again), clear(|| Step::Idle)];
+        let (mailbox, driver, seen) = start(delay, script);
+        let start = Instant::now();
+        drop(mailbox);
+        driver.join().await;
+        assert_eq!((seen.iter().count(), start.elapsed()), (3, Duration::from_secs(6)));
+    }
+
+    #[tokio::test]
+    async fn an_aborted_task_drops_its_engine_and_closes_its_mailbox() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (mailbox, driver, seen) = {
+            let _inside = runtime.enter();
+            start(Drive::Inline, vec![])
+        };
+        runtime.shutdown_background();
+        driver.join().await;
+        assert_eq!(mailbox.push(3), Err(3));
+        assert_eq!(seen.iter().collect::<Vec<_>>(), ["dropped"]);
+    }
 }

@@ -74,7 +74,7 @@ impl State {
     }
 
     /// Removes what is unreachable from the rows and the index, passing at most `max_records` records (at least one).
-    /// Whether there is more to do.
+    /// Whether there is more to do up to `up_to`.
     ///
     /// `up_to` holds it back for the sake of views that are still read: the lowest of their floors. The place it has
     /// come to is a local row, written with the removals, so that after a crash nothing is passed over.

@@ -50,8 +50,8 @@ impl RowsRead for MemRows {
         space: RowSpace,
         each: &mut dyn FnMut(&[u8], Bytes) -> Result<(), RowError>,
     ) -> Result<(), RowError> {
-        let of_space = self.rows.iter().filter(|((in_space, _), _)| *in_space == space);
-        of_space.map(|((_, key), row)| each(key, row.clone())).collect()
+        let mut of_space = self.rows.iter().filter(|((in_space, _), _)| *in_space == space);
+        of_space.try_for_each(|((_, key), row)| each(key, row.clone()))
     }
 }
 

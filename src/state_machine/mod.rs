@@ -9,7 +9,7 @@
 //! becomes durable together, and limits on the size of keys, values and transactions, which the proposer checks.
 
 mod apply;
-mod client;
+pub(crate) mod client;
 mod hash;
 mod history;
 pub(crate) mod index;
@@ -18,6 +18,8 @@ mod lease;
 pub(crate) mod memory;
 pub(crate) mod read;
 mod state;
+#[cfg(test)]
+mod tests;
 mod txn;
 
 use std::ops::{ControlFlow, RangeInclusive};
@@ -66,6 +68,7 @@ pub(crate) trait RowsRead {
         self.records_in(first..=last, &mut |id, record| each(id, record).map(ControlFlow::Continue))
     }
     /// Calls `each` with every row of one space, in ascending order of key, until it returns an error.
+    #[expect(clippy::type_complexity, reason = "a callback is read most easily where it is called")]
     fn each_row(
         &self,
         space: RowSpace,

@@ -6,8 +6,10 @@
 
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
+
 use super::index::Version;
-use super::{KeyIndex, RowError, RowsRead};
+use super::{KeyIndex, RowError, RowSpace, RowsRead};
 use crate::command::{Change, KeyRange, KeyValue, RecordId};
 use crate::format::record::{Record, decode_record};
 use crate::format::rows;
@@ -145,8 +147,7 @@ pub(crate) fn explain(
     let mut records = Vec::new();
     for version in index.versions(key, at, max_records) {
         let id = version.id();
-        // The sweep may have come between the index and an older view of the rows or the other way round; what is no
-        // longer kept is left out of a list of what is kept.
+        // The rows may stand before or after the index: what the sweep has taken from either is no longer kept.
         if let Some(stored) = rows.record(id)? {
             records.push((id, decode(id, stored)?));
         }
@@ -186,7 +187,7 @@ impl<'a> Reader<'a> {
         }
         let key = rows::lease_key(lease);
         // Rows that are newer than the revision read at may have lost the lease: then nobody can tell.
-        let row = self.rows.row(super::RowSpace::Lease, &key)?;
+        let row = self.rows.row(RowSpace::Lease, &key)?;
         let lease_row = row.map(rows::decode_lease).transpose().map_err(|e| RowError(format!("lease {lease}: {e}")))?;
         let ttl_ms = lease_row.map(|row| row.ttl_ms);
         self.lease = Some((lease, ttl_ms));
@@ -200,7 +201,7 @@ pub(super) fn record(rows: &dyn RowsRead, id: RecordId) -> Result<Record, RowErr
     decode(id, stored)
 }
 
-pub(super) fn decode(id: RecordId, stored: bytes::Bytes) -> Result<Record, RowError> {
+pub(super) fn decode(id: RecordId, stored: Bytes) -> Result<Record, RowError> {
     decode_record(id, stored).map_err(|error| RowError(format!("record {id:?}: {error}")))
 }
 

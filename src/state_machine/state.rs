@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::client::Clients;
 use super::hash::{record_hash, row_hash};
 use super::history::Garbage;
@@ -161,7 +163,7 @@ impl State {
         self.bytes = self.bytes.checked_sub(garbage.bytes).expect("only what was counted becomes garbage");
     }
 
-    fn load_record(&mut self, id: RecordId, stored: bytes::Bytes) -> Result<(), RowError> {
+    fn load_record(&mut self, id: RecordId, stored: Bytes) -> Result<(), RowError> {
         if id.revision > self.meta.revision {
             return Err(RowError(format!("record {id:?} is beyond revision {}", self.meta.revision)));
         }
@@ -187,7 +189,7 @@ impl State {
         Ok(())
     }
 
-    fn load_lease(&mut self, key: &[u8], row: bytes::Bytes) -> Result<(), RowError> {
+    fn load_lease(&mut self, key: &[u8], row: Bytes) -> Result<(), RowError> {
         let hash = row_hash(RowSpace::Lease, key, &row);
         let lease = rows::decode_lease_key(key).map_err(damaged("lease"))?;
         self.sum = self.sum.wrapping_add(hash);
@@ -195,7 +197,7 @@ impl State {
         Ok(())
     }
 
-    fn load_client(&mut self, key: &[u8], row: bytes::Bytes) -> Result<(), RowError> {
+    fn load_client(&mut self, key: &[u8], row: Bytes) -> Result<(), RowError> {
         let hash = row_hash(RowSpace::Client, key, &row);
         let client = rows::decode_client_key(key).map_err(damaged("client"))?;
         self.sum = self.sum.wrapping_add(hash);
@@ -203,7 +205,7 @@ impl State {
         Ok(())
     }
 
-    fn load_answer(&mut self, key: &[u8], row: bytes::Bytes) -> Result<(), RowError> {
+    fn load_answer(&mut self, key: &[u8], row: Bytes) -> Result<(), RowError> {
         let hash = row_hash(RowSpace::Answer, key, &row);
         let (client, seq) = rows::decode_answer_key(key).map_err(damaged("answer"))?;
         let low = rows::decode_answer(row).map_err(damaged("answer"))?.low;

@@ -6,6 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use redb::StorageBackend;
@@ -219,7 +220,7 @@ impl Disk for MemDisk {
         }
         open.locked = true;
         drop(open);
-        Ok(Box::new(MemHandle(shared)))
+        Ok(Box::new(MemHandle { file: shared, closed: AtomicBool::new(false) }))
     }
 
     fn exists(&self, file: File) -> Result<bool, StartError> {
@@ -241,21 +242,32 @@ impl Disk for MemDisk {
 
 /// The one open handle of a file in memory.
 #[derive(Debug)]
-struct MemHandle(Arc<Mutex<MemFile>>);
+struct MemHandle {
+    file: Arc<Mutex<MemFile>>,
+    closed: AtomicBool,
+}
 
 impl MemHandle {
     fn lock(&self) -> MutexGuard<'_, MemFile> {
-        self.0.lock().expect("no holder of the lock panics")
+        self.file.lock().expect("no holder of the lock panics")
     }
 }
 
 impl Drop for MemHandle {
     fn drop(&mut self) {
-        self.lock().locked = false;
+        let _ = self.close();
     }
 }
 
 impl StorageBackend for MemHandle {
+    /// Unlocks the file: readers of a closed database may outlive it and hold this.
+    fn close(&self) -> io::Result<()> {
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            self.lock().locked = false;
+        }
+        Ok(())
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.lock().bytes.len() as u64)
     }

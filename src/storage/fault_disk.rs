@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use redb::StorageBackend;
@@ -70,6 +71,8 @@ struct Inner {
     /// The power fails at the operation with this number, of all kinds.
     die_at: Option<u64>,
     fault: Option<Fault>,
+    /// Operations that a fault has failed.
+    failed: u64,
     rng: SplitMix,
 }
 
@@ -103,6 +106,7 @@ impl FaultDisk {
             counts: BTreeMap::new(),
             die_at: None,
             fault: None,
+            failed: 0,
             rng: SplitMix(seed),
         };
         FaultDisk { inner: Arc::new(Mutex::new(inner)) }
@@ -138,8 +142,23 @@ impl FaultDisk {
         self.lock().die_at = Some(now + nth);
     }
 
+    /// Whether the power has failed at [`FaultDisk::die_at`] and not come back yet.
+    pub(crate) fn has_lost_power(&self) -> bool {
+        !self.lock().on
+    }
+
     pub(crate) fn inject(&self, fault: Fault) {
         self.lock().fault = Some(fault);
+    }
+
+    /// Operations that have failed because of [`FaultDisk::inject`].
+    pub(crate) fn injected(&self) -> u64 {
+        self.lock().failed
+    }
+
+    /// Removes the marker of a failure, as nobody should.
+    pub(crate) fn unmark(&self) {
+        self.lock().marker = None;
     }
 
     /// Fails the power, unless it has failed, and brings it back. Open handles stay dead and hold no locks.
@@ -255,7 +274,12 @@ impl Disk for Mounted {
             return Err(StartError::InUse { path: self.path().join(file.name()) });
         }
         opened.locked = true;
-        Ok(Box::new(FaultHandle { disk: self.disk.clone(), file, generation: self.generation }))
+        Ok(Box::new(FaultHandle {
+            disk: self.disk.clone(),
+            file,
+            generation: self.generation,
+            closed: AtomicBool::new(false),
+        }))
     }
 
     fn exists(&self, file: File) -> Result<bool, StartError> {
@@ -283,6 +307,7 @@ struct FaultHandle {
     disk: FaultDisk,
     file: File,
     generation: u64,
+    closed: AtomicBool,
 }
 
 impl FaultHandle {
@@ -319,6 +344,7 @@ impl Inner {
             fault.nth -= 1;
             return None;
         }
+        self.failed += 1;
         let (error, once) = (fault.error, fault.once);
         if once {
             self.fault = None;
@@ -331,8 +357,8 @@ fn power_failed() -> io::Error {
     io::Error::other("the power has failed")
 }
 
-impl Drop for FaultHandle {
-    fn drop(&mut self) {
+impl FaultHandle {
+    fn unlock(&self) {
         let mut inner = self.disk.lock();
         if inner.generation == self.generation
             && let Some(file) = inner.files.get_mut(&self.file)
@@ -342,7 +368,22 @@ impl Drop for FaultHandle {
     }
 }
 
+impl Drop for FaultHandle {
+    fn drop(&mut self) {
+        if !self.closed.load(Ordering::Acquire) {
+            self.unlock();
+        }
+    }
+}
+
 impl StorageBackend for FaultHandle {
+    fn close(&self) -> io::Result<()> {
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            self.unlock();
+        }
+        Ok(())
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.run(IoKind::Read, |file| Ok(file.live.len() as u64))
     }

@@ -64,7 +64,7 @@ impl From<IdentityRow> for Identity {
 impl Directory {
     /// The row in `file`; `None` if its creation did not get so far.
     pub(super) fn read_identity(&self, file: File, db: &Database) -> Result<Option<IdentityRow>, StartError> {
-        read_row(db, table(file)).map_err(|error| self.refused(file, error))
+        self.read(file, || read_row(db, table(file)))
     }
 
     /// Writes the row of `identity`, durable when this returns.

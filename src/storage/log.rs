@@ -44,6 +44,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     flushed: Watermark,
     bytes: AtomicU64,
+    syncs: AtomicU64,
     poison: Poison,
 }
 
@@ -134,7 +135,13 @@ impl Log {
             unapplied: 0,
         };
         let bytes = AtomicU64::new(loaded.bytes);
-        let shared = Arc::new(Shared { state: Mutex::new(state), flushed: Watermark::new(), bytes, poison });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            flushed: Watermark::new(),
+            bytes,
+            syncs: AtomicU64::new(0),
+            poison,
+        });
         (Log { shared: shared.clone(), mailbox: Mailbox::new() }, shared)
     }
 
@@ -260,6 +267,11 @@ impl Log {
         self.shared.bytes.load(Ordering::Relaxed)
     }
 
+    /// Groups made durable since the log was opened: one sync each.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Ordering::Relaxed)
+    }
+
     /// Writes what is enqueued, closes the file and ends the engine. `done` is called when the file is closed. Whatever is
     /// enqueued later fails.
     pub(crate) fn close(&self, done: Done) {
@@ -383,7 +395,7 @@ impl Shared {
         let txn = state.db.as_ref().ok_or_else(closed)?.begin_read();
         let newer = state.tail.read(split..end, bytes_max);
         drop(state);
-        let read = txn.map_err(Into::into).and_then(|txn| log_rows::read(&txn, start..split, bytes_max));
+        let read = log_rows::guarded(|| log_rows::read(&txn?, start..split, bytes_max));
         let older = read.map_err(|error| self.read_failed(error))?;
         if (older.len() as u64) < split - start {
             return Ok(older);
@@ -405,6 +417,7 @@ impl Shared {
         state.trim(flushed);
         drop(state);
         self.bytes.store(bytes, Ordering::Relaxed);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
         self.flushed.advance(flushed);
     }
 

@@ -1,11 +1,12 @@
 //! Entries in the table of `log.redb`: what one transaction writes, and what is read back.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use redb::{
-    CommitError, Database, ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError,
-    TransactionError, WriteTransaction,
+    CommitError, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinition,
+    TableError, TransactionError, WriteTransaction,
 };
 
 use crate::error::StorageError;
@@ -14,6 +15,7 @@ use crate::format::log::{
     encode_row, entry_bytes,
 };
 use crate::format::wire::DecodeError;
+use crate::rt::worker::panic_message;
 use crate::types::{LogEntry, LogId, Vote};
 
 use super::disk::File;
@@ -29,6 +31,8 @@ const ROW_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RowsError {
     #[error(transparent)]
+    Open(#[from] DatabaseError),
+    #[error(transparent)]
     Begin(#[from] TransactionError),
     #[error(transparent)]
     Table(#[from] TableError),
@@ -36,6 +40,8 @@ pub(super) enum RowsError {
     Storage(#[from] redb::StorageError),
     #[error(transparent)]
     Commit(#[from] CommitError),
+    #[error("redb panicked: {0}")]
+    Panic(String),
     #[error("row {key}: {error}")]
     Row { key: u64, error: DecodeError },
     #[error("the log has {found:?} where entry {expected} belongs")]
@@ -46,6 +52,12 @@ impl RowsError {
     pub(super) fn while_doing(self, what: &'static str) -> StorageError {
         StorageError::new(File::Log.name(), what, self)
     }
+}
+
+/// Reads a file that may be damaged: redb refuses most damage with an error, and some with a panic.
+pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, RowsError>) -> Result<T, RowsError> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|panic| Err(RowsError::Panic(panic_message(&*panic).to_owned())))
 }
 
 fn at<T>(key: u64, decoded: Result<T, DecodeError>) -> Result<T, RowsError> {

@@ -28,7 +28,6 @@ mod tests;
 pub(crate) mod view;
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,14 +35,13 @@ use redb::{Builder, Database, DatabaseError, StorageBackend};
 
 use crate::error::{StartError, StorageError};
 use crate::format::identity::failure_reason;
-use crate::rt::worker::panic_message;
 use crate::types::NodeId;
 
 use disk::{Disk, FAILED_FILE, File};
 use identity::Identity;
 use log::Log;
 use log_engine::LogEngine;
-use log_rows::RowsError;
+use log_rows::{RowsError, guarded};
 use poison::{GuardedBackend, Poison};
 
 /// Told once how a request to a storage engine ended.
@@ -96,7 +94,7 @@ pub(crate) fn open(
         return Err(directory.lost("log.redb is missing"));
     }
     let (log_db, identity, complete) = directory.open_log(name, mint)?;
-    let loaded = log_rows::load(&log_db).map_err(|error| directory.refused(File::Log, error))?;
+    let loaded = directory.read(File::Log, || log_rows::load(&log_db))?;
     if !complete && (loaded.vote.is_some() || loaded.last.is_some() || identity.promise.is_some()) {
         return Err(directory.damaged(File::Log, "it has been used, but was never completed".to_owned()));
     }
@@ -180,20 +178,16 @@ impl Directory {
         reset().map_err(|error| self.io(file, error))
     }
 
-    /// redb refuses most damage with an error and some with a panic.
     fn open_database(&self, file: File, backend: GuardedBackend) -> Result<Database, StartError> {
         let cache_bytes = match file {
             File::Log => LOG_CACHE_BYTES,
             File::State => STATE_CACHE_BYTES,
         };
-        let open = || Builder::new().set_cache_size(cache_bytes).create_with_backend(backend);
-        match catch_unwind(AssertUnwindSafe(open)) {
-            Ok(Ok(db)) => Ok(db),
-            Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(StartError::InUse { path: self.path(file) }),
-            Ok(Err(DatabaseError::Storage(error))) => Err(self.refused(file, error.into())),
-            Ok(Err(error)) => Err(self.damaged(file, error.to_string())),
-            Err(panic) => Err(self.damaged(file, panic_message(&*panic).to_owned())),
-        }
+        self.read(file, || Ok(Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?))
+    }
+
+    fn read<T>(&self, file: File, read: impl FnOnce() -> Result<T, RowsError>) -> Result<T, StartError> {
+        guarded(read).map_err(|error| self.refused(file, error))
     }
 
     fn path(&self, file: File) -> PathBuf {
@@ -220,6 +214,7 @@ impl Directory {
             return self.io(file, error.into());
         }
         match error {
+            RowsError::Open(DatabaseError::DatabaseAlreadyOpen) => StartError::InUse { path: self.path(file) },
             RowsError::Row { error: UnknownVersion { found, known, .. }, .. } => {
                 StartError::NewerFormat { path: self.path(file), found, known }
             }

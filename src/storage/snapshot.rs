@@ -22,7 +22,7 @@ use crate::format::snapshot::{Chunk, ChunkWriter, Part, SnapshotMeta, Summary, T
 use crate::format::state::record_id;
 use crate::format::wire::DecodeError;
 use crate::state_machine::{RowError, RowSpace, RowsRead, State};
-use crate::storage::state_rows::{PastRows, disk};
+use crate::storage::state_rows::{PastRows, disk, undamaged};
 use crate::storage::view::Alarm;
 use crate::types::{LogId, Revision};
 
@@ -49,7 +49,7 @@ impl SnapshotReader {
         floor: Revision,
         alarm: Alarm,
     ) -> Result<Self, StorageError> {
-        let garbage = unreachable(&rows, floor).map_err(|error| alarm.raise(WHAT, &error))?;
+        let garbage = undamaged(|| unreachable(&rows, floor)).map_err(|error| alarm.raise(WHAT, &error))?;
         let writer = ChunkWriter::new(&encode_meta(&meta));
         Ok(SnapshotReader { rows, meta, garbage, writer, parts: &Part::SENT, after: None, finished: false, alarm })
     }
@@ -63,7 +63,7 @@ impl SnapshotReader {
     /// # Errors
     /// A row could not be read, or a record's checksum does not hold: a damaged record is not passed on. The node stops.
     pub(crate) fn next_chunk(&mut self) -> Result<Option<Bytes>, StorageError> {
-        self.fill().map_err(|error| self.alarm.raise(WHAT, &error))
+        undamaged(|| self.fill()).map_err(|error| self.alarm.raise(WHAT, &error))
     }
 
     fn fill(&mut self) -> Result<Option<Bytes>, RowError> {
@@ -204,3 +204,6 @@ pub(crate) enum SnapshotRefused {
     #[error("the rows are not those of a state: {0}")]
     Unreadable(String),
 }
+
+#[cfg(test)]
+mod tests;

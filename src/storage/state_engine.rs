@@ -29,19 +29,20 @@ use crate::format::state::{APPLIED, POSITION, SNAPSHOT, live_table, staged_table
 use crate::rt::watermark::Watermark;
 use crate::rt::worker::{Engine, Mailbox, Step, panic_message};
 use crate::state_machine::{RowError, State};
-use crate::storage::leftovers::Leftovers;
+use crate::storage::leftovers::{LEFTOVER_ROWS, Leftovers};
 use crate::storage::log::Log;
 use crate::storage::poison::Poison;
 use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
 use crate::storage::state::{Answer, Applied, FILE, Installed, Op, Shared, StageError, StateStore};
-use crate::storage::state_rows::{Naming, PastRows, TxnRows, definition, disk};
+use crate::storage::state_rows::{Naming, PastRows, TxnRows, definition, disk, undamaged};
 use crate::storage::view::{Alarm, LiveViews, View};
 use crate::types::{LogEntry, LogId, Membership, Payload, Revision, StoredMembership};
 
 /// A durable commit follows the batch that brings the entries since the last one to this many.
 ///
 /// Together with [`CHECKPOINT_BYTES`] it bounds what is replayed after a crash, and how far the file can grow: a commit
-/// without a sync cannot reuse the pages of the last durable one.
+/// without a sync cannot reuse the pages of the last durable one. What tidying up removes counts as well, a slice for as
+/// much as it may hold.
 pub(crate) const CHECKPOINT_ENTRIES: u64 = 4096;
 
 /// As [`CHECKPOINT_ENTRIES`], for the bytes of the entries and of arriving snapshots.
@@ -122,14 +123,18 @@ impl Durable {
 /// wait in the mailbox, which [`StateStore::start`] drives.
 ///
 /// # Errors
-/// [`StartError::Corrupted`] if a row cannot be read or is not what this release writes.
+/// [`StartError::Io`] if the disk fails, [`StartError::Corrupted`] if a row is not what this release writes.
 pub(crate) fn open(
     db: Database,
     log: Log,
     poison: Poison,
     path: &Path,
 ) -> Result<(StateStore, StateEngine), StartError> {
-    load(db, log, poison).map_err(|error| StartError::Corrupted { path: path.to_owned(), what: error.to_string() })
+    undamaged(|| load(db, log, poison.clone())).map_err(|error| match poison.error() {
+        // The disk's own words, where there are any.
+        Some(error) => StartError::Io { path: path.to_owned(), source: error.into() },
+        None => StartError::Corrupted { path: path.to_owned(), what: error.to_string() },
+    })
 }
 
 fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngine), RowError> {
@@ -368,17 +373,17 @@ impl StateEngine {
             Ok(stage) => stage,
             Err(refused) => return Ok(Err(refused)),
         };
-        match stage.accept(index, bytes) {
-            Ok(Some(chunk)) => transact(self.db.as_ref(), Durability::None, |txn| {
-                let mut rows = TxnRows::open(txn, staged_table).map_err(disk)?;
-                chunk.rows.iter().try_for_each(|row| rows.put(row.part, &row.key, &row.value))
-            })?,
-            Ok(None) => {}
+        let chunk = match stage.accept(index, bytes) {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Ok(Ok(stage.next())),
             Err(refused) => return Ok(Err(refused)),
-        }
-        let next = stage.next();
+        };
+        transact(self.db.as_ref(), Durability::None, |txn| {
+            let mut rows = TxnRows::open(txn, staged_table).map_err(disk)?;
+            chunk.rows.iter().try_for_each(|row| rows.put(row.part, &row.key, &row.value))
+        })?;
         self.unsynced.add(0, len);
-        Ok(Ok(next))
+        Ok(Ok(stage.next()))
     }
 
     /// Checks the snapshot as a whole and loads it, so that nothing is left that could refuse it when it is installed.
@@ -425,6 +430,8 @@ impl StateEngine {
             put_position(txn, SNAPSHOT, &meta)
         })?;
         self.state = state;
+        // Views of the replaced state have an index of their own, which nothing is swept from any more.
+        self.views = LiveViews::default();
         self.swept = Revision::ZERO;
         self.position = stage.meta;
         self.synced();
@@ -435,7 +442,7 @@ impl StateEngine {
 
     /// Does one slice of what can wait; false when there is nothing to do.
     fn tidy(&mut self) -> bool {
-        let up_to = self.views.floor().unwrap_or(self.state.counters().floor);
+        let up_to = self.views.floor();
         let tidied = if self.swept < up_to {
             self.guarded("sweep", |engine| engine.sweep_slice(up_to))
         } else if !self.leftovers.is_empty() {
@@ -456,18 +463,20 @@ impl StateEngine {
             let mut rows = TxnRows::open(txn, live_table).map_err(disk)?;
             state.sweep(&mut rows, up_to, SWEEP_RECORDS)
         })?;
-        self.unsynced.add(1, 0);
-        if !more {
-            self.swept = up_to;
+        self.unsynced.add(SWEEP_RECORDS as u64, 0);
+        if more {
+            return Ok(());
         }
-        Ok(())
+        self.swept = up_to;
+        // The newest view shows the same as before, but pins the pages of what has been removed.
+        self.publish()
     }
 
     fn leftover_slice(&mut self) -> Result<(), StorageError> {
         let leftovers = &mut self.leftovers;
         transact(self.db.as_ref(), Durability::None, |txn| leftovers.remove_slice(txn))?;
-        self.unsynced.add(1, 0);
-        Ok(())
+        self.unsynced.add(LEFTOVER_ROWS as u64, 0);
+        if self.leftovers.is_empty() { self.publish() } else { Ok(()) }
     }
 
     /// Runs `work`; an error or a panic in it poisons the node.
@@ -486,10 +495,11 @@ impl StateEngine {
 
     /// Answers everything with the error that stopped the node.
     fn refuse(&mut self, queue: &mut VecDeque<Op>, error: &StorageError) -> Step {
+        let mut closing = false;
         if let Some(due) = self.due.take() {
+            closing |= matches!(due.work, Durable::Close(_));
             due.work.fail(error.clone());
         }
-        let mut closing = false;
         for op in queue.drain(..) {
             closing |= matches!(op, Op::Close { .. });
             op.fail(error.clone());

@@ -3,6 +3,7 @@
 //! Only names of tables decide whether these are the live rows or those of a snapshot on its way in.
 
 use std::ops::{ControlFlow, RangeInclusive};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
@@ -10,10 +11,14 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition
 use crate::command::RecordId;
 use crate::format::snapshot::Part;
 use crate::format::state::{record_id, record_key};
+use crate::rt::worker::panic_message;
 use crate::state_machine::{RowError, RowSpace, Rows, RowsRead};
 
 /// The names under which a set of tables goes.
 pub(crate) type Naming = fn(Part) -> &'static str;
+
+/// As [`BytesTable`], of a read transaction.
+pub(crate) type PastTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 pub(crate) type BytesTable<'txn> = Table<'txn, &'static [u8], &'static [u8]>;
 
@@ -120,7 +125,7 @@ pub(crate) struct PastRows {
     txn: ReadTransaction,
     name: Naming,
     /// Kept open, since nearly every read ends here.
-    records: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
+    records: Option<PastTable>,
 }
 
 impl PastRows {
@@ -130,7 +135,7 @@ impl PastRows {
     }
 
     /// The table of `part`, if there is one.
-    pub(crate) fn table(&self, part: Part) -> Result<Option<ReadOnlyTable<&'static [u8], &'static [u8]>>, RowError> {
+    pub(crate) fn table(&self, part: Part) -> Result<Option<PastTable>, RowError> {
         past_table(&self.txn, (self.name)(part))
     }
 
@@ -179,10 +184,13 @@ pub(crate) fn disk(error: impl std::fmt::Display) -> RowError {
     RowError(error.to_string())
 }
 
-fn past_table(
-    txn: &ReadTransaction,
-    name: &str,
-) -> Result<Option<ReadOnlyTable<&'static [u8], &'static [u8]>>, RowError> {
+/// Reads what may be damaged: redb refuses most damage with an error, and some with a panic.
+pub(crate) fn undamaged<T, E: From<RowError>>(read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|panic| Err(RowError(format!("panicked: {}", panic_message(&*panic))).into()))
+}
+
+fn past_table(txn: &ReadTransaction, name: &str) -> Result<Option<PastTable>, RowError> {
     match txn.open_table(definition(name)) {
         Ok(table) => Ok(Some(table)),
         Err(TableError::TableDoesNotExist(_)) => Ok(None),

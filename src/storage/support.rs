@@ -100,11 +100,11 @@ impl Node {
         ask(|done| self.store.install(stage, done)).await
     }
 
-    pub(crate) async fn close(self) -> Result<(), StorageError> {
+    pub(crate) async fn close(&self) -> Result<(), StorageError> {
         // The state first: its last durable commit waits for the log.
         ask(|done| self.store.close(done)).await?;
         ask(|done| self.log.close(done)).await?;
-        for driver in self.drivers {
+        for driver in &self.drivers {
             driver.join().await;
         }
         Ok(())

@@ -14,14 +14,14 @@ use std::time::Duration;
 use crate::command::{Change, KeyRange, KeyValue, RecordId};
 use crate::error::StorageError;
 use crate::format::record::{Record, decode_record};
-use crate::format::rows::{decode_lease, decode_lease_key};
+use crate::format::rows::{decode_lease, decode_lease_key, lease_key};
 use crate::format::snapshot::SnapshotMeta;
 use crate::state_machine::read::{self, ReadError};
 use crate::state_machine::{Counters, KeyIndex, RowError, RowSpace, RowsRead, State};
 use crate::storage::poison::Poison;
 use crate::storage::snapshot::SnapshotReader;
 use crate::storage::state::FILE;
-use crate::storage::state_rows::{PastRows, disk};
+use crate::storage::state_rows::{PastRows, disk, undamaged};
 use crate::types::{LeaseId, LogId, Revision};
 
 /// How long a view that is no longer the newest keeps sweeps away from what it can reach.
@@ -68,7 +68,7 @@ impl View {
     /// The key as of `at`, which must be one of the revisions this view answers for.
     pub(crate) fn get_at(&self, at: Revision, key: &[u8]) -> Result<Option<KeyValue>, ReadError> {
         self.reaches(at)?;
-        self.judge(read::get(&self.index, &*self.rows, at, key))
+        self.look(|| read::get(&self.index, &*self.rows, at, key))
     }
 
     /// Up to `limit` live keys in ascending (or descending) order, and whether there are more.
@@ -89,11 +89,11 @@ impl View {
         reverse: bool,
     ) -> Result<(Vec<KeyValue>, bool), ReadError> {
         self.reaches(at)?;
-        self.judge(read::range(&self.index, &*self.rows, at, keys, limit, reverse))
+        self.look(|| read::range(&self.index, &*self.rows, at, keys, limit, reverse))
     }
 
     pub(crate) fn count(&self, keys: &KeyRange) -> Result<u64, ReadError> {
-        self.judge(read::count(&self.index, self.revision, keys))
+        self.look(|| read::count(&self.index, self.revision, keys))
     }
 
     /// The changes of `revisions`, in whole revisions: as many as fit `max_records`, but at least one. Also the last
@@ -104,21 +104,32 @@ impl View {
         max_records: usize,
     ) -> Result<(Vec<Change>, Revision), ReadError> {
         let (from, to) = (*revisions.start(), (*revisions.end()).min(self.revision));
-        self.judge(read::changes(&self.index, &*self.rows, self.floor, from, to, max_records))
+        self.look(|| read::changes(&self.index, &*self.rows, self.floor, from, to, max_records))
     }
 
     /// The value that a change superseded, while history still holds it.
     pub(crate) fn record(&self, id: RecordId) -> Result<Option<Record>, ReadError> {
-        let record = self
-            .rows
-            .record(id)
-            .and_then(|bytes| bytes.map(|bytes| decode_record(id, bytes).map_err(disk)).transpose());
-        self.judge(record.map_err(ReadError::from))
+        self.look(|| {
+            let Some(stored) = self.rows.record(id)? else { return Ok(None) };
+            Ok(Some(decode_record(id, stored).map_err(disk)?))
+        })
     }
 
     /// The key's kept records, newest first, at most `max_records`: who wrote it, when, under which number.
     pub(crate) fn explain(&self, key: &[u8], max_records: usize) -> Result<Vec<(RecordId, Record)>, ReadError> {
-        self.judge(read::explain(&self.index, &*self.rows, self.revision, key, max_records))
+        self.look(|| read::explain(&self.index, &*self.rows, self.revision, key, max_records))
+    }
+
+    /// Every lease and its time to live in milliseconds, by id.
+    pub(crate) fn leases(&self) -> Result<Vec<(LeaseId, u64)>, ReadError> {
+        self.look(|| {
+            let mut leases = Vec::new();
+            self.rows.each_row(RowSpace::Lease, &mut |key, row| {
+                leases.push((decode_lease_key(key).map_err(disk)?, decode_lease(row).map_err(disk)?.ttl_ms));
+                Ok(())
+            })?;
+            Ok(leases)
+        })
     }
 
     /// Opens this moment for reading it in chunks. Needs the records only, so sweeps do not wait for it.
@@ -126,14 +137,12 @@ impl View {
         SnapshotReader::open(self.rows.clone(), self.meta.clone(), self.floor, self.alarm.clone())
     }
 
-    /// Every lease and its time to live in milliseconds.
-    pub(crate) fn leases(&self) -> Result<Vec<(LeaseId, u64)>, ReadError> {
-        let mut leases = Vec::new();
-        let read = self.rows.each_row(RowSpace::Lease, &mut |key, row| {
-            leases.push((decode_lease_key(key).map_err(disk)?, decode_lease(row).map_err(disk)?.ttl_ms));
-            Ok(())
-        });
-        self.judge(read.map(|()| leases).map_err(ReadError::from))
+    /// The lease's time to live in milliseconds; `None` if it is not there (any more).
+    pub(crate) fn lease_ttl_ms(&self, lease: LeaseId) -> Result<Option<u64>, ReadError> {
+        self.look(|| {
+            let Some(row) = self.rows.row(RowSpace::Lease, &lease_key(lease))? else { return Ok(None) };
+            Ok(Some(decode_lease(row).map_err(disk)?.ttl_ms))
+        })
     }
 
     fn reaches(&self, at: Revision) -> Result<(), ReadError> {
@@ -141,8 +150,9 @@ impl View {
         if at < self.floor { Err(ReadError::Compacted { oldest: self.floor }) } else { Ok(()) }
     }
 
-    /// Passes an answer on, and stops the node if it says that the disk or what it holds is broken.
-    fn judge<T>(&self, answer: Result<T, ReadError>) -> Result<T, ReadError> {
+    /// Reads, and stops the node if it turns out that the disk or what it holds is broken.
+    fn look<T>(&self, read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadError> {
+        let answer = undamaged(read);
         if let Err(ReadError::Row(error)) = &answer {
             self.alarm.raise("read", error);
         }
@@ -217,9 +227,11 @@ impl LiveViews {
         self.views.retain(|view| view.superseded.is_none_or(|since| now.saturating_sub(since) < VIEW_AGE_MAX));
     }
 
-    /// The lowest floor of all views that are minded; the newest is always one of them.
-    pub(crate) fn floor(&self) -> Option<Revision> {
-        self.views.iter().filter(|live| live.view.strong_count() > 0).map(|live| live.floor).min()
+    /// The lowest floor of all views that are minded. The newest is always one of them, so the floor of the state is
+    /// the most this can be.
+    pub(crate) fn floor(&self) -> Revision {
+        let floors = self.views.iter().filter(|live| live.view.strong_count() > 0).map(|live| live.floor);
+        floors.min().unwrap_or(Revision::ZERO)
     }
 
     fn forget_dropped(&mut self) {

@@ -167,7 +167,10 @@ async fn concurrent(there: Way<'_>, back: Way<'_>) -> Result<(), String> {
         let way = if i % 2 == 0 { there } else { back };
         way.exchange(Lane::ALL[i / 2 % 4], pattern(16 + i * 37 % 1000, i as u64), PATIENT)
     });
-    join_all(calls).await.into_iter().collect()
+    let outcomes = join_all(calls).await;
+    there.to.answer();
+    back.to.answer();
+    outcomes.into_iter().collect()
 }
 
 async fn slow_lanes(there: Way<'_>, back: Way<'_>) -> Result<(), String> {

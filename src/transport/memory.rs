@@ -406,19 +406,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_delay_is_paid_once_each_way_and_a_partition_on_the_way_is_met() {
-        let (network, [a, _b, _]) = three();
+        let (network, [a, b, _]) = three();
         let one_way = Duration::from_millis(40);
         network.delay(one_way);
         assert_eq!(call(&a, "b").await, (Ok(frame()), 2 * one_way));
         network.delay(TIMEOUT);
         assert_eq!(call(&a, "b").await, (Err(TransportError::TimedOut), TIMEOUT));
-        for cut_after in [one_way / 2, one_way + one_way / 2] {
+        // On its way there it does not arrive; on its way back it has.
+        for (cut_after, arrives) in [(one_way / 2, 0), (one_way + one_way / 2, 1)] {
             network.delay(one_way);
+            let handled = Arc::new(AtomicUsize::new(0));
+            let count = handled.clone();
+            b.start(Inbound::new(move |_, frame| {
+                count.fetch_add(1, Ordering::Relaxed);
+                Box::pin(async move { Ok(frame) })
+            }));
             let (lost, ()) = futures::join!(call(&a, "b"), async {
                 rt::sleep(cut_after).await;
                 network.isolate("b");
             });
             assert_eq!(lost, (Err(TransportError::TimedOut), TIMEOUT), "cut after {cut_after:?}");
+            assert_eq!(handled.load(Ordering::Relaxed), arrives, "cut after {cut_after:?}");
             network.heal();
         }
     }

@@ -1,18 +1,529 @@
 use std::sync::Mutex;
+use std::time::Duration;
 
-use super::super::disk::MemDisk;
-use super::super::support::{self, Node, Parts, ask, at, compact, entry, history, moment, put, replay, run, settle};
+use futures::FutureExt;
+use tokio::sync::Semaphore;
+
+use super::super::disk::{Disk, File, MemDisk};
+use super::super::fault_disk::{FaultDisk, IoKind, PowerLoss};
+use super::super::support::{
+    Node, Parts, ask, at, chunks, compact, delete, entry, everything, history, moment, put, replay, run, settle,
+};
+use super::super::view::VIEW_AGE_MAX;
 use super::*;
+use crate::command::RecordId;
+use crate::rt::worker::Drive;
+use crate::state_machine::{ReadError, Rows, RowsRead};
+
+/// Holds the log's engine before each step until it is let through.
+fn held() -> (Arc<Semaphore>, Drive) {
+    let gate = Arc::new(Semaphore::new(0));
+    let passage = gate.clone();
+    let wait = move || {
+        let passage = passage.clone();
+        async move { passage.acquire().await.expect("never closed").forget() }.boxed()
+    };
+    (gate, Drive::Delayed(Arc::new(wait)))
+}
+
+/// Steps an engine by hand.
+struct Stepped {
+    parts: Parts,
+    queue: VecDeque<Op>,
+    answers: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Stepped {
+    fn new() -> Self {
+        let parts = Parts::open(Arc::new(MemDisk::new())).unwrap();
+        Stepped { parts, queue: VecDeque::new(), answers: Arc::default() }
+    }
+
+    fn push(&mut self, entries: Vec<LogEntry>) {
+        let answers = self.answers.clone();
+        let index = entries.last().unwrap().log_id.index;
+        let done = Box::new(move |applied: Result<Vec<Applied>, StorageError>| {
+            applied.unwrap();
+            answers.lock().unwrap().push(index);
+        });
+        self.queue.push_back(Op::Apply { entries, done });
+    }
+
+    fn step(&mut self) -> Step {
+        self.parts.engine.step(&mut self.queue)
+    }
+
+    /// Steps until there is nothing to do; answers how often.
+    fn finish(&mut self) -> usize {
+        (1..).find(|_| matches!(self.step(), Step::Idle)).unwrap()
+    }
+
+    fn answered(&self) -> Option<u64> {
+        self.answers.lock().unwrap().last().copied()
+    }
+
+    fn records(&self) -> usize {
+        let rows = past_rows(self.parts.engine.db.as_ref().unwrap(), live_table).unwrap();
+        let mut count = 0;
+        rows.each_record(&mut |_, _| {
+            count += 1;
+            Ok(())
+        })
+        .unwrap();
+        count
+    }
+}
 
 #[test]
-fn a_replayed_history_is_the_same_on_disk_as_in_memory() {
+fn a_replayed_history_is_the_same_on_disk_as_in_memory_however_it_is_batched() {
     let entries = history(60, 30);
     let model = replay(&entries);
+    for batch in [1, 7, 60] {
+        run(async {
+            let node = Node::open(Arc::new(MemDisk::new())).unwrap();
+            for group in entries.chunks(batch) {
+                let applied = node.apply(group).await.unwrap();
+                let ids: Vec<_> = applied.iter().map(|applied| applied.log_id).collect();
+                assert_eq!(ids, group.iter().map(|entry| entry.log_id).collect::<Vec<_>>());
+                let last = ids.last().unwrap().index as usize;
+                assert_eq!(moment(&node.store.view()).unwrap(), model[last], "after entry {last}, batches of {batch}");
+            }
+        });
+    }
+}
+
+#[test]
+fn whoever_has_an_answer_finds_its_effect_committed_and_published() {
     run(async {
         let node = Node::open(Arc::new(MemDisk::new())).unwrap();
-        for (i, entry) in entries.iter().enumerate() {
-            node.apply(&[entry.clone()]).await.unwrap();
-            assert_eq!(moment(&node.store.view()).unwrap(), model[i], "after entry {i}");
+        for i in 0..20 {
+            let store = node.store.clone();
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let done = move |applied: Result<Vec<Applied>, StorageError>| {
+                // Looked at inside the callback: this is the first moment anybody can know of the entry.
+                let view = store.view();
+                let value = view.get(b"k").map_err(|error| error.to_string());
+                let seen = (view.applied, value.map(|entry| entry.map(|entry| (entry.value, entry.version))));
+                tell.send((applied.map(|applied| applied.len()), seen)).unwrap();
+            };
+            node.store.apply(vec![entry(1, i, put("k", &i.to_string()))], Box::new(done));
+            let (applied, (position, value)) = told.await.unwrap();
+            assert_eq!(applied.unwrap(), 1);
+            assert_eq!(position, Some(at(1, i)));
+            assert_eq!(value, Ok(Some((i.to_string().into(), i + 1))));
         }
     });
+}
+
+#[test]
+fn a_view_goes_on_showing_its_moment() {
+    run(async {
+        let node = Node::open(Arc::new(MemDisk::new())).unwrap();
+        let entries = history(60, 30);
+        let mut views = Vec::new();
+        for entry in &entries {
+            node.apply(std::slice::from_ref(entry)).await.unwrap();
+            let view = node.store.view();
+            let shown = view.range(&everything(), 100, false).unwrap();
+            views.push((view, shown));
+        }
+        settle().await;
+        for (view, shown) in views {
+            assert_eq!(view.range(&everything(), 100, false).unwrap(), shown, "{view:?}");
+            assert_eq!(view.count(&everything()).unwrap(), shown.0.len() as u64);
+            assert_eq!(view.counters.keys, shown.0.len() as u64);
+        }
+    });
+}
+
+#[test]
+fn nothing_becomes_durable_before_the_log_has_synced_what_was_enqueued_ahead_of_it() {
+    run(async {
+        let disk = FaultDisk::new(1);
+        let (gate, log_drive) = held();
+        let node = Node::open_with(disk.mount(), log_drive).unwrap();
+        let entries = history(20, 20);
+        type Ask = fn(&Node, Answer<()>);
+        let asks: [(&str, Ask); 3] = [
+            ("checkpoint", |node, done| node.store.checkpoint(done)),
+            ("build", |node, done| node.store.build_snapshot(Box::new(|built| done(built.map(drop))))),
+            ("close", |node, done| node.store.close(done)),
+        ];
+        for (i, (what, operation)) in asks.into_iter().enumerate() {
+            let entries = &entries[i * 5..][..5];
+            let mut appended = Box::pin(ask::<(), StorageError>(|done| node.log.append(entries.to_vec(), done)));
+            node.apply(entries).await.unwrap();
+            let (before, syncs) = (node.store.durable_applied(), disk.count(IoKind::Sync));
+            let mut durable = Box::pin(ask(|done| operation(&node, done)));
+            settle().await;
+            assert!(futures::poll!(&mut durable).is_pending(), "{what} did not wait for the log");
+            assert_eq!(disk.count(IoKind::Sync), syncs, "{what} synced something ahead of the log");
+            assert_eq!(node.store.durable_applied(), before, "{what}");
+            assert!(futures::poll!(&mut appended).is_pending(), "the log was not held back");
+            gate.add_permits(1000);
+            durable.await.unwrap();
+            appended.await.unwrap();
+            assert_eq!(node.store.durable_applied(), Some(entries[4].log_id), "{what}");
+            gate.forget_permits(usize::MAX);
+        }
+    });
+}
+
+/// The schedule of DESIGN section 5: without the gate this node could never be started again but for the repair.
+#[test]
+fn a_state_is_never_durable_past_a_log_that_still_holds_the_entries_that_were_replaced() {
+    for (seed, mode) in [(1, PowerLoss::DropAll), (2, PowerLoss::KeepAll), (3, PowerLoss::Subset(50))] {
+        let disk = FaultDisk::new(seed);
+        let old: Vec<_> = (0..20).map(|i| entry(1, i, put("k", "old"))).collect();
+        let new: Vec<_> = (10..16).map(|i| entry(2, i, put("k", "new"))).collect();
+        run(async {
+            let (gate, log_drive) = held();
+            let node = Node::open_with(disk.mount(), log_drive).unwrap();
+            gate.add_permits(1000);
+            node.append(&old).await.unwrap();
+            node.apply(&old[..10]).await.unwrap();
+            node.checkpoint().await.unwrap();
+            gate.forget_permits(usize::MAX);
+            // A new leader replaces the uncommitted end; a quorum elsewhere commits it before our log has written it.
+            node.log.truncate_after(Some(at(1, 9)));
+            let _unsynced = ask::<(), StorageError>(|done| node.log.append(new.clone(), done));
+            node.apply(&new).await.unwrap();
+            let _checkpoint = ask::<(), StorageError>(|done| node.store.checkpoint(done));
+            settle().await;
+            disk.die_at(0);
+        });
+        disk.power_loss(mode);
+        run(async {
+            let node = Node::open(disk.mount()).unwrap();
+            assert!(!node.repaired, "{mode:?}: the state was ahead of its log");
+            assert_eq!(node.store.applied().last_applied, Some(at(1, 9)), "{mode:?}");
+            assert_eq!(node.log.entries(10..20, usize::MAX).unwrap(), old[10..], "{mode:?}");
+        });
+    }
+}
+
+#[test]
+fn an_engine_that_is_let_go_makes_nothing_durable_ahead_of_the_log() {
+    let disk = FaultDisk::new(1);
+    let entries = history(10, 10);
+    run(async {
+        let (_gate, log_drive) = held();
+        let node = Node::open_with(disk.mount(), log_drive).unwrap();
+        let _unsynced = ask::<(), StorageError>(|done| node.log.append(entries.clone(), done));
+        node.apply(&entries).await.unwrap();
+        settle().await;
+    });
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        assert_eq!(node.store.applied().last_applied, None);
+        assert!(!node.repaired);
+    });
+    // With the log synced there is no reason to lose anything.
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        node.append(&entries).await.unwrap();
+        node.apply(&entries).await.unwrap();
+    });
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        assert_eq!(node.store.applied().last_applied, Some(at(1, 9)));
+    });
+}
+
+#[test]
+fn a_checkpoint_comes_by_itself_once_enough_is_at_stake_and_after_the_answer() {
+    let cases: [(&str, Vec<LogEntry>); 2] = [
+        ("entries", (0..CHECKPOINT_ENTRIES).map(|i| LogEntry { log_id: at(1, i), payload: Payload::Blank }).collect()),
+        ("bytes", vec![entry(1, 0, put("k", &"x".repeat(CHECKPOINT_BYTES as usize)))]),
+    ];
+    for (what, entries) in cases {
+        let mut stepped = Stepped::new();
+        let last = entries.last().unwrap().log_id;
+        let (rest, end) = entries.split_at(entries.len() - 1);
+        if !rest.is_empty() {
+            stepped.push(rest.to_vec());
+            stepped.finish();
+            assert_eq!(stepped.parts.store.durable_applied(), None, "{what}: too early");
+        }
+        let durable = Arc::new(Mutex::new(None));
+        let (store, seen) = (stepped.parts.store.clone(), durable.clone());
+        let done = Box::new(move |_| *seen.lock().unwrap() = Some(store.durable_applied()));
+        stepped.queue.push_back(Op::Apply { entries: end.to_vec(), done });
+        stepped.finish();
+        assert_eq!(*durable.lock().unwrap(), Some(None), "{what}: the answer waited for the checkpoint");
+        assert_eq!(stepped.parts.store.durable_applied(), Some(last), "{what}");
+        assert_eq!(stepped.parts.engine.unsynced.commits, 0, "{what}");
+    }
+}
+
+#[test]
+fn a_checkpoint_survives_the_loss_of_power_and_what_came_later_is_replayed_to_the_same_state() {
+    let entries = history(50, 25);
+    let model = replay(&entries);
+    let disk = FaultDisk::new(4);
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        node.append(&entries).await.unwrap();
+        node.apply(&entries[..30]).await.unwrap();
+        node.checkpoint().await.unwrap();
+        node.apply(&entries[30..]).await.unwrap();
+        disk.die_at(0);
+    });
+    disk.power_loss(PowerLoss::DropAll);
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        assert_eq!(node.store.applied().last_applied, Some(at(2, 29)));
+        assert_eq!(node.store.durable_applied(), Some(at(2, 29)));
+        assert_eq!(moment(&node.store.view()).unwrap(), model[29]);
+        node.apply(&node.log.entries(30..50, usize::MAX).unwrap()).await.unwrap();
+        assert_eq!(moment(&node.store.view()).unwrap(), model[49]);
+        node.close().await.unwrap();
+    });
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        assert_eq!(moment(&node.store.view()).unwrap(), model[49], "after an orderly close");
+        assert_eq!(node.store.applied().membership.log_id, Some(at(1, 0)));
+    });
+}
+
+#[test]
+fn an_entry_that_cannot_be_read_stops_the_node_before_anything_of_its_batch_is_applied() {
+    run(async {
+        let disk = MemDisk::new();
+        let node = Node::open(Arc::new(disk.clone())).unwrap();
+        node.apply(&[entry(1, 0, put("k", "1"))]).await.unwrap();
+        let unknown = LogEntry { log_id: at(1, 2), payload: Payload::Proposal(Bytes::from_static(b"\xff\xff")) };
+        let failed = node.apply(&[entry(1, 1, put("k", "2")), unknown]).await.unwrap_err();
+        assert!(failed.reason.contains("t1-n1.2"), "{failed}");
+        assert_eq!(node.store.applied().last_applied, Some(at(1, 0)));
+        let refused = [
+            node.apply(&[entry(1, 1, put("k", "2"))]).await.map(drop),
+            node.checkpoint().await,
+            ask(|done| node.store.build_snapshot(done)).await.map(drop),
+            ask(|done| node.store.stage_begin(SnapshotMeta::default(), done)).await.map(drop),
+            ask(|done| node.store.close(done)).await,
+            node.append(&[entry(1, 0, put("k", "1"))]).await,
+        ];
+        for (i, result) in refused.into_iter().enumerate() {
+            assert_eq!(result.map_err(|error| error.reason), Err(failed.reason.clone()), "operation {i}");
+        }
+        assert!(disk.failed().unwrap().is_some(), "no marker was left");
+    });
+}
+
+#[test]
+fn an_entry_that_was_applied_before_stops_the_node() {
+    run(async {
+        let node = Node::open(Arc::new(MemDisk::new())).unwrap();
+        node.apply(&[entry(1, 1, put("k", "1"))]).await.unwrap();
+        let failed = node.apply(&[entry(1, 1, put("k", "2"))]).await.unwrap_err();
+        assert!(failed.reason.contains("does not follow"), "{failed}");
+        assert!(node.poison.error().is_some());
+    });
+}
+
+#[test]
+fn a_panic_while_applying_stops_the_node_as_an_error_does() {
+    let mut stepped = Stepped::new();
+    stepped.push(vec![entry(1, 0, put("k", "1"))]);
+    stepped.finish();
+    let engine = &mut stepped.parts.engine;
+    let failed = engine.guarded::<()>("apply", |engine| {
+        let _ = transact(engine.db.as_ref(), Durability::None, |_| -> Result<(), RowError> { panic!("a bug") });
+        Ok(())
+    });
+    assert!(failed.as_ref().is_err_and(|error| error.reason == "a bug"), "{failed:?}");
+    let answer = Arc::new(Mutex::new(None));
+    let told = answer.clone();
+    let done = Box::new(move |applied: Result<Vec<Applied>, _>| *told.lock().unwrap() = Some(applied));
+    stepped.queue.push_back(Op::Apply { entries: vec![entry(1, 1, put("k", "2"))], done });
+    stepped.step();
+    let answer = answer.lock().unwrap().take().unwrap();
+    assert!(answer.as_ref().is_err_and(|error| error.reason == "a bug"), "{answer:?}");
+}
+
+#[test]
+fn a_batch_waits_for_one_slice_of_a_sweep_and_not_for_all_of_it() {
+    let mut stepped = Stepped::new();
+    let garbage = 3 * SWEEP_RECORDS as u64;
+    stepped.push((0..=garbage).map(|i| entry(1, i, put("k", "v"))).collect());
+    stepped.push(vec![entry(1, garbage + 1, compact(garbage + 1))]);
+    while stepped.answered() != Some(garbage + 1) {
+        stepped.step();
+    }
+    let mut next = garbage + 2;
+    let before = stepped.records();
+    while stepped.records() > 1 + (next - garbage - 2) as usize {
+        stepped.push(vec![entry(1, next, put(&next.to_string(), "v"))]);
+        let before = stepped.records();
+        while stepped.answered() != Some(next) {
+            stepped.step();
+        }
+        // One slice, and what the batch itself has added.
+        let removed = before + 1 - stepped.records();
+        assert!(removed <= SWEEP_RECORDS, "a batch waited for the removal of {removed} records");
+        next += 1;
+        assert!(next < garbage + 20, "the sweep does not end");
+    }
+    assert!(before > 2 * SWEEP_RECORDS, "only {before} records were left to be swept in slices");
+    assert!(next > garbage + 3, "it took one slice");
+    let kept = stepped.parts.store.view().get(b"k").unwrap().unwrap();
+    assert_eq!(kept.version, garbage + 1);
+}
+
+#[test]
+fn a_sweep_spares_what_a_view_can_reach_until_the_view_is_too_old() {
+    let mut stepped = Stepped::new();
+    let tick = |stepped: &mut Stepped, now| {
+        stepped.queue.push_back(Op::Tick { now });
+        stepped.finish();
+    };
+    stepped.push(vec![entry(1, 0, put("k", "1")), entry(1, 1, put("gone", "1"))]);
+    stepped.finish();
+    let view = stepped.parts.store.view();
+    // However long it has been the newest: that is not its age.
+    tick(&mut stepped, Duration::from_secs(1));
+    tick(&mut stepped, 10 * VIEW_AGE_MAX);
+    let start = 11 * VIEW_AGE_MAX;
+    stepped.push(vec![entry(1, 2, put("k", "2")), entry(1, 3, delete("gone")), entry(1, 4, compact(4))]);
+    stepped.finish();
+    for now in [start, start + VIEW_AGE_MAX / 2, start + VIEW_AGE_MAX - Duration::from_millis(1)] {
+        tick(&mut stepped, now);
+        let shown = view.get(b"k").unwrap().map(|entry| entry.value);
+        assert_eq!((shown, stepped.records()), (Some("1".into()), 4), "at {now:?}");
+        assert_eq!(view.count(&everything()).unwrap(), 2, "at {now:?}");
+    }
+    tick(&mut stepped, start + VIEW_AGE_MAX);
+    assert_eq!(stepped.records(), 1);
+    let old = view.get(b"k");
+    assert!(matches!(old, Err(ReadError::Compacted { oldest }) if oldest == Revision::new(4)), "{old:?}");
+    let now = stepped.parts.store.view();
+    assert_eq!(now.get(b"k").unwrap().map(|entry| entry.value), Some("2".into()));
+    assert!(stepped.parts.poison.error().is_none());
+}
+
+#[test]
+fn a_view_that_nobody_holds_keeps_nothing_from_being_swept() {
+    let mut stepped = Stepped::new();
+    stepped.push(vec![entry(1, 0, put("k", "1"))]);
+    stepped.finish();
+    drop(stepped.parts.store.view());
+    stepped.push(vec![entry(1, 1, put("k", "2")), entry(1, 2, compact(2))]);
+    stepped.finish();
+    assert_eq!(stepped.records(), 1);
+}
+
+#[test]
+fn a_sweep_goes_on_after_a_restart() {
+    let disk = MemDisk::new();
+    let entries: Vec<_> = (0..50).map(|i| entry(1, i, put("k", "v"))).collect();
+    run(async {
+        let node = Node::open(Arc::new(disk.clone())).unwrap();
+        let held = node.store.view();
+        node.apply(&entries).await.unwrap();
+        node.apply(&[entry(1, 50, compact(50))]).await.unwrap();
+        settle().await;
+        drop(held);
+        node.close().await.unwrap();
+    });
+    run(async {
+        let parts = Parts::open(Arc::new(disk.clone())).unwrap();
+        let mut stepped = Stepped { parts, queue: VecDeque::new(), answers: Arc::default() };
+        assert_eq!(stepped.records(), 50, "there was nothing left to sweep");
+        stepped.finish();
+        assert_eq!(stepped.records(), 1);
+    });
+}
+
+#[test]
+fn history_is_read_from_a_view_down_to_its_floor() {
+    run(async {
+        let node = Node::open(Arc::new(MemDisk::new())).unwrap();
+        let entries: Vec<_> = (0..10).map(|i| entry(1, i, put("k", &i.to_string()))).collect();
+        node.apply(&entries).await.unwrap();
+        node.apply(&[entry(1, 10, compact(4))]).await.unwrap();
+        settle().await;
+        let view = node.store.view();
+        assert_eq!((view.floor, view.revision), (Revision::new(4), Revision::new(10)));
+        for revision in 4..=10 {
+            let read = view.get_at(Revision::new(revision), b"k").unwrap().unwrap();
+            assert_eq!(read.value, (revision - 1).to_string());
+        }
+        let below = view.get_at(Revision::new(3), b"k");
+        assert!(matches!(below, Err(ReadError::Compacted { oldest }) if oldest.get() == 4), "{below:?}");
+        let (changes, complete) = view.changes(Revision::new(5)..=Revision::new(100), 3).unwrap();
+        assert_eq!((changes.len(), complete), (3, Revision::new(7)));
+        let prev = view.record(changes[0].prev.unwrap()).unwrap().unwrap();
+        assert_eq!(prev.value, "3");
+        let gone = view.changes(Revision::new(4)..=Revision::new(10), 3);
+        assert!(matches!(gone, Err(ReadError::Compacted { oldest }) if oldest.get() == 5), "{gone:?}");
+        let explained = view.explain(b"k", 100).unwrap();
+        assert_eq!(explained.len(), 7, "{explained:?}");
+        assert_eq!(explained[0].1.index, 9);
+    });
+}
+
+#[test]
+fn after_the_close_everything_is_refused_and_nothing_is_marked_as_failed() {
+    run(async {
+        let disk = MemDisk::new();
+        let node = Node::open(Arc::new(disk.clone())).unwrap();
+        let entries = history(20, 20);
+        node.apply(&entries).await.unwrap();
+        let (store, view) = (node.store.clone(), node.store.view());
+        node.close().await.unwrap();
+        let refused = ask(|done| store.apply(entries[..1].to_vec(), done)).await;
+        assert!(refused.is_err(), "{refused:?}");
+        let snapshot = chunks(&view);
+        assert!(snapshot.is_err(), "a view of a closed file still reads all of it");
+        assert_eq!(disk.failed().unwrap(), None);
+    });
+}
+
+#[test]
+fn a_record_that_has_rotted_is_neither_shown_nor_sent_and_stops_the_node() {
+    type Look = fn(&View) -> Result<(), String>;
+    let looks: [(&str, Look); 3] = [
+        ("get", |view| view.get(b"k").map(drop).map_err(|error| error.to_string())),
+        ("snapshot", |view| chunks(view).map(drop).map_err(|error| error.to_string())),
+        ("changes", |view| {
+            view.changes(Revision::new(1)..=Revision::new(1), 9).map(drop).map_err(|error| error.to_string())
+        }),
+    ];
+    for (what, look) in looks {
+        let mut stepped = Stepped::new();
+        stepped.push(vec![entry(1, 0, put("k", "precious"))]);
+        stepped.finish();
+        look(&stepped.parts.store.view()).unwrap();
+        let engine = &mut stepped.parts.engine;
+        transact(engine.db.as_ref(), Durability::None, |txn| {
+            let id = RecordId { revision: Revision::new(1), ordinal: 0 };
+            let mut rows = TxnRows::open(txn, live_table).map_err(disk)?;
+            let mut record = rows.record(id)?.unwrap().to_vec();
+            let place = record.windows(8).position(|bytes| bytes == b"precious").unwrap();
+            record[place] ^= 1;
+            rows.put_record(id, &record)
+        })
+        .unwrap();
+        engine.publish().unwrap();
+        let looked = look(&stepped.parts.store.view());
+        assert!(looked.as_ref().is_err_and(|error| error.contains("checksum")), "{what}: {looked:?}");
+        assert!(stepped.parts.poison.error().is_some(), "{what} did not stop the node");
+    }
+}
+
+#[test]
+fn a_state_that_has_rotted_is_not_opened() {
+    let disk = FaultDisk::new(1);
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        node.apply(&[entry(1, 0, put("k", "precious"))]).await.unwrap();
+        node.close().await.unwrap();
+    });
+    let bytes = disk.bytes(File::State);
+    for (place, _) in bytes.windows(8).enumerate().filter(|(_, window)| *window == b"precious") {
+        disk.flip(File::State, place as u64 * 8);
+    }
+    let opened = Parts::open(disk.mount()).map(drop);
+    assert!(matches!(opened, Err(StartError::Corrupted { .. })), "{opened:?}");
 }

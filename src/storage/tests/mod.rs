@@ -4,6 +4,8 @@ mod crash;
 mod faults;
 mod log;
 mod open;
+mod pair;
+mod script;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -72,7 +74,8 @@ impl Rig {
 
     /// Steps until nothing is left to do, as if the time of what is lazy were always up.
     fn settle(&mut self) {
-        while !matches!(self.step(), Step::Idle | Step::Stop) {}
+        let settled = (0..1000).any(|_| matches!(self.step(), Step::Idle | Step::Stop));
+        assert!(settled, "the engine always finds more to do");
     }
 
     /// The requests answered so far, in the order of the answers; all of them well.
@@ -114,7 +117,7 @@ fn sized_entry(term: u64, index: u64, bytes: usize) -> LogEntry {
 }
 
 fn vote(term: u64) -> Vote {
-    Vote { leader: LeaderId { term, node: NodeId::new(2) }, committed: term % 2 == 0 }
+    Vote { leader: LeaderId { term, node: NodeId::new(2) }, committed: term.is_multiple_of(2) }
 }
 
 /// All that a log can be asked for, and the simplest thing that behaves like one.

@@ -1,0 +1,354 @@
+//! Watching keys: what changes, in the order in which it changes.
+//!
+//! A watch reads what this node has applied: it needs no leader, and survives every change of leader. What it promises,
+//! to every watcher, on every node:
+//! * Batches come in ascending order of revision, each revision once and whole.
+//! * Between its first batch and [`Watch::revision`] nothing that happened to the watched keys is missing, unless a batch of
+//!   kind [`BatchKind::Resync`] has replaced it.
+//! * Only what is committed is seen.
+//!
+//! [`feed`] does this in stored form; here values get their types.
+
+mod feed;
+mod key;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::IntoFuture;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::future::BoxFuture;
+use futures::stream::FusedStream;
+use futures::{Stream, StreamExt};
+
+use self::feed::{Feed, Lag, Start, Stored, StoredEvent};
+pub(crate) use self::key::{KeyState, KeyWatch, watch_key};
+use super::cluster::Cluster;
+use super::keys::{Keys, shown};
+use super::kv::Entry;
+use crate::codec::Value;
+use crate::command::{KeyRange, KeyValue};
+use crate::error::Error;
+use crate::types::Revision;
+
+/// What happened to the watched keys at one revision, or all that was there at one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Batch<V> {
+    /// The revision. To go on behind it later, also on another node: [`WatchBuilder::from`]`(revision.next())`.
+    pub revision: Revision,
+    /// How to read `events`.
+    pub kind: BatchKind,
+    /// In the order in which the transaction wrote them; all of one key or range: in key order. At most one for each key.
+    pub events: Vec<Event<V>>,
+}
+
+/// What a [`Batch`] holds.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BatchKind {
+    /// Every watched key that was there at the batch's revision, as puts in key order; the first batch of a watch
+    /// [`WatchBuilder::with_initial`]. May have no events.
+    Initial,
+    /// The changes of one revision.
+    Live,
+    /// Every watched key that is there at the batch's revision, as puts in key order. The watch had fallen behind: a key
+    /// that was known before and is not listed here has been deleted meanwhile. May have no events.
+    Resync,
+}
+
+/// What happened to one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event<V> {
+    /// It was written.
+    #[non_exhaustive]
+    Put {
+        /// The key.
+        key: String,
+        /// What it holds since. Its `ttl` is that of a lease that is still there when the event is read.
+        entry: Entry<V>,
+        /// With [`WatchBuilder::prev`], on a [`BatchKind::Live`] batch: what it held before, if it was there.
+        prev: Option<Entry<V>>,
+    },
+    /// It was there and is gone.
+    #[non_exhaustive]
+    Delete {
+        /// The key.
+        key: String,
+        /// Why.
+        cause: Cause,
+        /// The revision at which it was deleted.
+        revision: Revision,
+        /// With [`WatchBuilder::prev`]: what it held.
+        prev: Option<Entry<V>>,
+    },
+}
+
+impl<V> Event<V> {
+    /// The key it happened to.
+    pub fn key(&self) -> &str {
+        match self {
+            Event::Put { key, .. } | Event::Delete { key, .. } => key,
+        }
+    }
+
+    /// What the key holds since; `None` if it was deleted.
+    pub fn entry(&self) -> Option<&Entry<V>> {
+        match self {
+            Event::Put { entry, .. } => Some(entry),
+            Event::Delete { .. } => None,
+        }
+    }
+}
+
+/// Why a key was deleted.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Somebody deleted it, or revoked the lease it hung on.
+    Deleted,
+    /// Its time to live ran out, or the lease it hung on was not renewed.
+    Expired,
+}
+
+/// Describes a watch, which is opened by awaiting it. See [`Cluster::watch`].
+#[must_use = "a watch is opened by awaiting it"]
+#[derive(Debug)]
+pub struct WatchBuilder<V> {
+    cluster: Cluster,
+    keys: Result<KeyRange, Error>,
+    from: Option<Revision>,
+    initial: bool,
+    lag: Lag,
+    prev: bool,
+    value: PhantomData<fn() -> V>,
+}
+
+impl<V> WatchBuilder<V> {
+    /// Starts with the changes of `revision`, which may be in the past, if history still holds it, or in the future: nothing
+    /// below it is delivered. Default: what happens after the watch is opened.
+    ///
+    /// Together with [`WatchBuilder::with_initial`] it bounds the initial state: that is taken as soon as this node has
+    /// applied `revision`.
+    pub fn from(mut self, revision: Revision) -> Self {
+        self.from = Some(revision);
+        self
+    }
+
+    /// Starts with one batch of all watched keys as they are now, and goes on with what happens next: no change falls in
+    /// between, none comes twice.
+    pub fn with_initial(mut self) -> Self {
+        self.initial = true;
+        self
+    }
+
+    /// Also delivers what a changed or deleted key held before.
+    pub fn prev(mut self) -> Self {
+        self.prev = true;
+        self
+    }
+
+    /// When the consumer falls so far behind that the node no longer holds the changes in memory, delivers the present state
+    /// in one [`BatchKind::Resync`] batch and goes on from there. This is the default.
+    pub fn coalesce(mut self) -> Self {
+        self.lag = Lag::Coalesce;
+        self
+    }
+
+    /// When the consumer falls behind, reads every single revision from the node's history instead, at the consumer's pace.
+    /// A consumer that falls behind the history as well gets [`Error::Compacted`], and that is the end of the watch.
+    pub fn backpressure(mut self) -> Self {
+        self.lag = Lag::Backpressure;
+        self
+    }
+}
+
+impl<V: Value + Send + 'static> IntoFuture for WatchBuilder<V> {
+    type Output = Result<Watch<V>, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let keys = self.keys?;
+            let node = self.cluster.node();
+            node.check_open()?;
+            let start = match (self.from, self.initial) {
+                (None, false) => Start::After(node.state().view().revision),
+                // Nothing ever happens at revision 0: from there is from the first change on.
+                (Some(from), false) => Start::After(Revision::new(from.get().saturating_sub(1))),
+                (None, true) => Start::Initial,
+                (Some(from), true) => {
+                    node.wait_revision(from).await?;
+                    Start::Initial
+                }
+            };
+            let feed = Feed::open(node, keys, start, self.lag, self.prev)?;
+            let delivered = feed.place();
+            Ok(Watch { feed, ready: VecDeque::new(), delivered, over: false, value: PhantomData })
+        })
+    }
+}
+
+/// The changes of some keys, as they happen: a stream of batches. See [`Cluster::watch`].
+///
+/// After an [`Error::Codec`] the stream goes on. Any other error is its end, and `None` follows.
+///
+/// A watch does not keep its node running: when the last [`Cluster`] handle is dropped, it ends with [`Error::Stopped`].
+/// It holds no queue of its own, so one that is not polled costs nothing but the place it remembers.
+#[must_use = "a watch delivers only while it is polled"]
+pub struct Watch<V> {
+    feed: Feed,
+    /// The rest of what the last batch came to: values that could not be read, then the others.
+    ready: VecDeque<Result<Batch<V>, Error>>,
+    /// Everything up to here has been handed out; counts while something is ready.
+    delivered: Revision,
+    over: bool,
+    value: PhantomData<fn() -> V>,
+}
+
+impl<V: Value> Watch<V> {
+    /// The next batch, once there is one; `None` behind the error that ended the watch.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] for a value that was not written as a `V`: that event is left out of the batch that follows (a
+    /// previous value only is `None` in its event), and the watch goes on. The others end it: [`Error::Stopped`] when this
+    /// node stops: open a watch on another one, from [`Watch::revision`]`.next()`. [`Error::Compacted`] for a watch with
+    /// [`WatchBuilder::backpressure`] that fell behind the history.
+    /// # Cancel safety
+    /// Nothing is lost: what was not returned is returned next time.
+    pub async fn next(&mut self) -> Option<Result<Batch<V>, Error>> {
+        StreamExt::next(self).await
+    }
+
+    /// Everything that happened to the watched keys up to this revision has been delivered. To go on behind it, also on
+    /// another node or after a restart: [`WatchBuilder::from`]`(watch.revision().next())`.
+    ///
+    /// Moves on as long as the watched keys are quiet, so that a place kept in storage need not be compacted.
+    pub fn revision(&self) -> Revision {
+        if self.ready.is_empty() { self.feed.place() } else { self.delivered }
+    }
+
+    fn take(&mut self, stored: Stored) {
+        let Stored { revision, kind, events } = stored;
+        let mut readable = Vec::with_capacity(events.len());
+        for event in events {
+            let (event, errors) = typed(event);
+            readable.extend(event);
+            self.ready.extend(errors.into_iter().map(Err));
+        }
+        // A list that is empty says something, a change that nobody can read has been said.
+        if !readable.is_empty() || kind != BatchKind::Live {
+            self.ready.push_back(Ok(Batch { revision, kind, events: readable }));
+        }
+    }
+}
+
+/// An event with its values read, and what could not be.
+fn typed<V: Value>(event: StoredEvent) -> (Option<Event<V>>, Vec<Error>) {
+    let mut errors = Vec::new();
+    let mut read = |kv: &KeyValue| Entry::decode(kv).map_err(|error| errors.push(error)).ok();
+    let event = match event {
+        StoredEvent::Put { entry, prev } => {
+            let (now, prev) = (read(&entry), prev.as_ref().and_then(&mut read));
+            now.map(|now| Event::Put { key: shown(&entry.key), entry: now, prev })
+        }
+        StoredEvent::Delete { key, cause, revision, prev } => {
+            Some(Event::Delete { key: shown(&key), cause, revision, prev: prev.as_ref().and_then(read) })
+        }
+    };
+    (event, errors)
+}
+
+impl<V: Value> Stream for Watch<V> {
+    type Item = Result<Batch<V>, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(item) = this.ready.pop_front() {
+                return Poll::Ready(Some(item));
+            }
+            let before = this.feed.place();
+            match this.feed.poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => {
+                    this.over = true;
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(Some(Ok(stored))) => {
+                    this.delivered = before;
+                    this.take(stored);
+                }
+            }
+        }
+    }
+}
+
+impl<V: Value> FusedStream for Watch<V> {
+    fn is_terminated(&self) -> bool {
+        self.over
+    }
+}
+
+/// Nothing in it is pinned, whatever the value's type.
+impl<V> Unpin for Watch<V> {}
+
+impl<V> fmt::Debug for Watch<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("revision", &self.delivered).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// Watches `keys` on this node: every put and delete, in order, by revision, with nothing missing.
+    ///
+    /// Works the same on every node, and on every executor. It shows what this node has applied: on a follower about a round
+    /// trip after the writer has its answer. Options: [`WatchBuilder::from`], [`WatchBuilder::with_initial`],
+    /// [`WatchBuilder::prev`], [`WatchBuilder::backpressure`].
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] if the history no longer holds the first revision asked for: read the keys, or watch them
+    /// [`WatchBuilder::with_initial`]. [`Error::Invalid`] for keys that cannot exist, [`Error::Stopped`].
+    /// # Cancel safety
+    /// Nothing is lost: no watch was opened.
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::{BatchKind, Event, prefix};
+    ///
+    /// cluster.set("config/pool", &10u32).await?;
+    /// let mut watch = cluster.watch::<u32>(prefix("config/")).with_initial().await?;
+    /// let all = watch.next().await.expect("a watch ends with an error")?;
+    /// assert_eq!((all.kind, all.events.len()), (BatchKind::Initial, 1));
+    ///
+    /// cluster.set("config/pool", &20u32).await?;
+    /// let batch = watch.next().await.expect("a watch ends with an error")?;
+    /// for event in batch.events {
+    ///     match event {
+    ///         Event::Put { key, entry, .. } => assert_eq!((key.as_str(), *entry), ("config/pool", 20)),
+    ///         Event::Delete { key, cause, .. } => println!("{key} is gone: {cause:?}"),
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn watch<V: Value>(&self, keys: impl Into<Keys>) -> WatchBuilder<V> {
+        WatchBuilder {
+            cluster: self.clone(),
+            keys: keys.into().stored(),
+            from: None,
+            initial: false,
+            lag: Lag::Coalesce,
+            prev: false,
+            value: PhantomData,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

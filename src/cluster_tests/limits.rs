@@ -1,0 +1,58 @@
+//! What is refused before anything is proposed.
+
+use std::time::Duration;
+
+use super::support::{Group, eventually};
+use crate::{Error, KEY_BYTES_MAX, Raw, VALUE_BYTES_MAX, prefix, put};
+
+#[tokio::test(start_paused = true)]
+async fn what_is_invalid_is_refused_before_anything_is_proposed() {
+    // Nobody else is there, so whatever is proposed would wait.
+    let mut group = Group::new(3, 1);
+    let node = group.start(0).await;
+    let invalid = |outcome: Result<(), Error>| assert!(matches!(outcome, Err(Error::Invalid { .. })), "{outcome:?}");
+    invalid(node.set("", &1).await.map(drop));
+    invalid(node.set("x".repeat(KEY_BYTES_MAX + 1), &1).await.map(drop));
+    let large = Raw(vec![0u8; VALUE_BYTES_MAX + 1].into());
+    let refused = node.set("k", &large).await.map(drop);
+    assert!(matches!(refused, Err(Error::Invalid { .. } | Error::Codec { .. })), "{refused:?}");
+    invalid(node.set("k", &1).ttl(Duration::ZERO).await.map(drop));
+    invalid(node.set("k", &1).ttl(Duration::from_secs(2 * 365 * 24 * 3600)).await.map(drop));
+    let million = Raw(vec![0u8; 1_000_000].into());
+    let txn = (0..5).fold(node.transaction(), |txn, i| txn.then(put(format!("k{i}"), &million)));
+    invalid(txn.await.map(drop));
+    let txn = (0..5000).fold(node.transaction(), |txn, i| txn.then(put(format!("k{i}"), &1)));
+    invalid(txn.await.map(drop));
+    invalid(node.get::<i32>("").await.map(drop));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_written_twice_by_one_transaction_is_refused_and_changes_nothing() {
+    let group = Group::started(3, 1).await;
+    let refused = group.node(0).transaction().then(put("k", &1)).then(put("k", &2)).await;
+    assert!(matches!(refused, Err(Error::Invalid { what: "transaction", .. })), "{refused:?}");
+    assert_eq!(group.node(0).get::<i32>("k").await, Ok(None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_quota_growing_stops_everything_else_goes_on_and_deleting_makes_room() {
+    let mut group = Group::new(3, 1).tune(|settings| settings.quota_bytes = 1_000_000);
+    group.start_all().await;
+    let node = group.node(0);
+    let value = Raw(vec![7u8; 50_000].into());
+    let mut full = None;
+    for i in 0..60 {
+        if let Err(error) = node.set(format!("k/{i:02}"), &value).await {
+            full = Some(error);
+            break;
+        }
+    }
+    assert!(matches!(full, Some(Error::NoSpace { limit: 1_000_000, .. })), "{full:?}");
+    assert!(node.get::<Raw>("k/00").await.expect("reads go on").is_some());
+    assert!(node.range::<Raw>(prefix("k/")).limit(3).await.is_ok());
+    let gone = node.delete(prefix("k/")).await.expect("deletes go on");
+    assert!(gone.count > 15, "{gone:?}");
+    eventually("room again", || node.status().used_bytes < 500_000).await;
+    node.set("k", &value).await.expect("written");
+    group.converged().await;
+}

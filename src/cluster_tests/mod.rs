@@ -1,0 +1,13 @@
+//! Whole clusters in one process, on disks and networks that fail on demand, mostly on a paused clock.
+//!
+//! One file per thing that can go wrong; `support.rs` holds the cluster they all use.
+
+mod basics;
+mod formation;
+mod limits;
+mod propose;
+mod read;
+mod restart;
+mod shutdown;
+mod supervise;
+mod support;
