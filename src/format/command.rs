@@ -14,10 +14,6 @@ use crate::command::{
 };
 use crate::types::{ClientId, LeaderId, LeaseId, NodeId, Revision};
 
-/// The newest vocabulary this build proposes and applies. A command that only a later version has is never proposed
-/// before `Command::ClusterVersion` has raised the cluster's version to it.
-pub(crate) const COMMAND_VERSION: u32 = 1;
-
 const PROPOSAL_FORMAT: u8 = 1;
 const RESPONSE_FORMAT: u8 = 1;
 

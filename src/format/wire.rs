@@ -188,12 +188,6 @@ impl Reader {
         String::from_utf8(self.bytes(what)?.to_vec()).map_err(|_| DecodeError::Utf8(what))
     }
 
-    /// The next `len` bytes, written with [`Writer::raw`].
-    pub(crate) fn raw(&mut self, len: usize, what: &'static str) -> Result<Bytes, DecodeError> {
-        self.need(len, what)?;
-        Ok(self.buf.split_to(len))
-    }
-
     /// All that is left.
     pub(crate) fn rest(self) -> Bytes {
         self.buf

@@ -24,10 +24,12 @@ pub(crate) mod watch;
 pub(crate) mod watermark;
 pub(crate) mod worker;
 
-pub(crate) use clock::{Elapsed, Instant, boot_now, sleep, sleep_until, timeout, timeout_at, wall_ms};
+pub(crate) use clock::{Instant, boot_now, sleep, timeout, timeout_at, wall_ms};
 pub(crate) use random::{random_u64, random_u128};
 pub(crate) use runtime::{NodeRuntime, RuntimeKind};
-pub(crate) use task::{AbortOnDrop, Task, TaskFailed, spawn};
+pub(crate) use task::{Task, spawn};
+
+pub(crate) use tokio::task::yield_now;
 
 /// What the consensus library runs on. A simulated runtime replaces this alias and nothing else.
 pub(crate) type Rt = openraft_rt_tokio::TokioRuntime;

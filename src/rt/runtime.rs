@@ -126,7 +126,7 @@ mod tests {
     use std::future::pending;
     use std::time::Duration;
 
-    use super::super::{TaskFailed, timeout};
+    use super::super::{task::TaskFailed, timeout};
     use super::*;
 
     /// Far beyond what any of this takes: what has not happened by then has hung.

@@ -65,10 +65,6 @@ pub(crate) struct Task<T> {
 }
 
 impl<T> Task<T> {
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// Asks the task to end where it next waits. It is over when awaiting it returns.
     pub(crate) fn abort(&self) {
         self.handle.abort();
@@ -107,16 +103,6 @@ impl<T> Future for Task<T> {
 #[derive(Debug)]
 #[must_use = "dropping it aborts the task at once"]
 pub(crate) struct AbortOnDrop<T>(Task<T>);
-
-impl<T> AbortOnDrop<T> {
-    pub(crate) fn abort(&self) {
-        self.0.abort();
-    }
-
-    pub(crate) fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-}
 
 impl<T> Future for AbortOnDrop<T> {
     type Output = Result<T, TaskFailed>;

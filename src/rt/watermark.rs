@@ -55,7 +55,9 @@ impl Watermark {
             if let Some(answer) = state.answer(target) {
                 return answer;
             }
+            state.threads += 1;
             state = self.inner.changed.wait(state).expect("no holder of the lock panics");
+            state.threads -= 1;
         }
     }
 
@@ -69,7 +71,10 @@ impl Watermark {
 
     /// Wakes those whose wait is over, outside the lock: a waker may run arbitrary code.
     fn release(&self, mut state: MutexGuard<'_, State>) {
-        self.inner.changed.notify_all();
+        // Waking nobody is still a call into the kernel.
+        if state.threads > 0 {
+            self.inner.changed.notify_all();
+        }
         let (value, closed) = (state.value, state.closed);
         let mut ready = Vec::new();
         state.waiters.retain_mut(|waiter| {
@@ -98,6 +103,8 @@ struct Inner {
 struct State {
     value: u64,
     closed: bool,
+    /// Threads that wait, for whatever number.
+    threads: usize,
     /// In the order in which they came.
     waiters: VecDeque<Waiter>,
     next_ticket: u64,

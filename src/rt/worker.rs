@@ -137,7 +137,7 @@ pub(crate) struct Mailbox<Op> {
 
 impl<Op> Mailbox<Op> {
     pub(crate) fn new() -> Self {
-        let state = InboxState { queue: VecDeque::new(), senders: 1, closed: false, waker: None };
+        let state = InboxState { queue: VecDeque::new(), senders: 1, closed: false, asleep: false, waker: None };
         Mailbox { inbox: Arc::new(Inbox { state: Mutex::new(state), arrived: Condvar::new() }) }
     }
 
@@ -187,6 +187,8 @@ struct InboxState<Op> {
     queue: VecDeque<Op>,
     senders: usize,
     closed: bool,
+    /// The driver's thread waits for the condition. Otherwise there is nobody to wake, and no call into the kernel.
+    asleep: bool,
     waker: Option<Waker>,
 }
 
@@ -205,9 +207,11 @@ impl<Op> Inbox<Op> {
     }
 
     fn notify(&self, mut state: MutexGuard<'_, InboxState<Op>>) {
-        let waker = state.waker.take();
+        let (waker, asleep) = (state.waker.take(), mem::take(&mut state.asleep));
         drop(state);
-        self.arrived.notify_one();
+        if asleep {
+            self.arrived.notify_one();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -221,12 +225,17 @@ impl<Op> Inbox<Op> {
     fn wait_blocking(&self, due: Option<Instant>) -> Arrival {
         let mut state = self.lock();
         loop {
+            state.asleep = false;
             if let Some(arrival) = state.arrival() {
                 return arrival;
             }
+            state.asleep = true;
             state = match due.map(|due| due.saturating_duration_since(Instant::now())) {
                 None => self.arrived.wait(state).expect("no holder of the lock panics"),
-                Some(Duration::ZERO) => return Arrival::Due,
+                Some(Duration::ZERO) => {
+                    state.asleep = false;
+                    return Arrival::Due;
+                }
                 Some(left) => self.arrived.wait_timeout(state, left).expect("no holder of the lock panics").0,
             };
         }

@@ -220,7 +220,7 @@ impl Disk for MemDisk {
         }
         open.locked = true;
         drop(open);
-        Ok(Box::new(MemHandle { file: shared, closed: AtomicBool::new(false) }))
+        Ok(Box::new(MemHandle { file: shared, released: AtomicBool::new(false) }))
     }
 
     fn exists(&self, file: File) -> Result<bool, StartError> {
@@ -244,30 +244,29 @@ impl Disk for MemDisk {
 #[derive(Debug)]
 struct MemHandle {
     file: Arc<Mutex<MemFile>>,
-    closed: AtomicBool,
+    /// The lock is no longer this handle's, and may be another one's.
+    released: AtomicBool,
 }
 
 impl MemHandle {
     fn lock(&self) -> MutexGuard<'_, MemFile> {
         self.file.lock().expect("no holder of the lock panics")
     }
+
+    fn release(&self) {
+        if !self.released.swap(true, Ordering::SeqCst) {
+            self.lock().locked = false;
+        }
+    }
 }
 
 impl Drop for MemHandle {
     fn drop(&mut self) {
-        let _ = self.close();
+        self.release();
     }
 }
 
 impl StorageBackend for MemHandle {
-    /// Unlocks the file: readers of a closed database may outlive it and hold this.
-    fn close(&self) -> io::Result<()> {
-        if !self.closed.swap(true, Ordering::AcqRel) {
-            self.lock().locked = false;
-        }
-        Ok(())
-    }
-
     fn len(&self) -> io::Result<u64> {
         Ok(self.lock().bytes.len() as u64)
     }
@@ -293,6 +292,12 @@ impl StorageBackend for MemHandle {
         let mut file = self.lock();
         let at = span(offset, data.len(), file.bytes.len())?;
         file.bytes[at].copy_from_slice(data);
+        Ok(())
+    }
+
+    // A reader may keep the handle alive past the end of its database.
+    fn close(&self) -> io::Result<()> {
+        self.release();
         Ok(())
     }
 }

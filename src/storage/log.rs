@@ -286,7 +286,10 @@ impl Log {
     /// that it changed nothing, there is nothing to write either.
     fn enqueue(&self, write: Write, done: Done, change: impl FnOnce(&mut State) -> bool) {
         let reply = Reply { done: Some(done), poison: self.shared.poison.clone() };
-        if let Err(error) = self.shared.poison.check() {
+        // A close goes through all the same: it ends the engine, which is waited for.
+        if !matches!(write, Write::Close)
+            && let Err(error) = self.shared.poison.check()
+        {
             return reply.tell(Err(error));
         }
         let mut state = self.shared.lock();

@@ -18,23 +18,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use redb::{Database, Durability, ReadableDatabase, WriteTransaction};
 
+use self::install::refusable;
 use crate::command::{Effects, Proposal};
 use crate::error::{StartError, StorageError};
 use crate::format::command::decode_proposal;
-use crate::format::snapshot::{SnapshotMeta, decode_meta, encode_meta};
-use crate::format::state::{APPLIED, POSITION, SNAPSHOT, live_table, staged_table};
+use crate::format::snapshot::{SnapshotMeta, encode_meta};
+use crate::format::state::{APPLIED, POSITION, SNAPSHOT, live_table};
 use crate::rt::watermark::Watermark;
 use crate::rt::worker::{Engine, Mailbox, Step, panic_message};
 use crate::state_machine::{RowError, State};
 use crate::storage::leftovers::{LEFTOVER_ROWS, Leftovers};
 use crate::storage::log::Log;
 use crate::storage::poison::Poison;
-use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
+use crate::storage::snapshot::Stage;
 use crate::storage::state::{Answer, Applied, FILE, Installed, Op, Shared, StageError, StateStore};
-use crate::storage::state_rows::{Naming, PastRows, TxnRows, definition, disk, undamaged};
+use crate::storage::state_rows::{Naming, PastRows, TxnRows, definition, disk, read_position, undamaged};
 use crate::storage::view::{Alarm, LiveViews, View};
 use crate::types::{LogEntry, LogId, Membership, Payload, Revision, StoredMembership};
 
@@ -349,97 +349,6 @@ impl StateEngine {
         self.shared.publish_durable(self.position.last_applied);
     }
 
-    fn stage_begin(&mut self, meta: SnapshotMeta) -> Result<StageId, StorageError> {
-        let leftovers = &mut self.leftovers;
-        transact(self.db.as_ref(), Durability::None, |txn| {
-            leftovers.retire_staged(txn)?;
-            TxnRows::open(txn, staged_table).map(drop).map_err(disk)
-        })?;
-        self.unsynced.add(0, 0);
-        self.stages_begun += 1;
-        let id = StageId(self.stages_begun);
-        self.stage = Some(Stage::new(id, meta));
-        Ok(id)
-    }
-
-    fn stage_chunk(
-        &mut self,
-        id: StageId,
-        index: u64,
-        bytes: Bytes,
-    ) -> Result<Result<u64, SnapshotRefused>, StorageError> {
-        let len = bytes.len() as u64;
-        let stage = match staged(&mut self.stage, id) {
-            Ok(stage) => stage,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        let chunk = match stage.accept(index, bytes) {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => return Ok(Ok(stage.next())),
-            Err(refused) => return Ok(Err(refused)),
-        };
-        transact(self.db.as_ref(), Durability::None, |txn| {
-            let mut rows = TxnRows::open(txn, staged_table).map_err(disk)?;
-            chunk.rows.iter().try_for_each(|row| rows.put(row.part, &row.key, &row.value))
-        })?;
-        self.unsynced.add(0, len);
-        Ok(Ok(stage.next()))
-    }
-
-    /// Checks the snapshot as a whole and loads it, so that nothing is left that could refuse it when it is installed.
-    fn stage_finish(&mut self, id: StageId) -> Result<Result<(), SnapshotRefused>, StorageError> {
-        let db = self.db.as_ref();
-        let stage = match staged(&mut self.stage, id) {
-            Ok(stage) => stage,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        if let Err(refused) = stage.complete() {
-            return Ok(Err(refused));
-        }
-        Ok(match db.ok_or_else(closed).and_then(|db| State::load(&past_rows(db, staged_table)?)) {
-            Ok(state) => {
-                stage.loaded = Some(state);
-                Ok(())
-            }
-            Err(error) => Err(SnapshotRefused::Unreadable(error.to_string())),
-        })
-    }
-
-    fn take_install(&mut self, id: StageId, done: Answer<Installed, StageError>) {
-        match self.stage.take_if(|stage| stage.id == id && stage.loaded.is_some()) {
-            None => done(Err(SnapshotRefused::NotStaged.into())),
-            Some(stage) => match self.position.last_applied {
-                // Going back would take back answers that were given.
-                Some(applied) if !stage.is_past(applied) => {
-                    self.leftovers.abandon_staged();
-                    done(Ok(Installed::Older { applied }));
-                }
-                _ => self.schedule(Durable::Install(Box::new(stage), done)),
-            },
-        }
-    }
-
-    /// Swaps the staged tables in, in one durable commit: a crash leaves the old state whole or the new one.
-    fn install(&mut self, mut stage: Stage) -> Result<Installed, StorageError> {
-        let state = stage.loaded.take().expect("only a loaded stage is installed");
-        let leftovers = &mut self.leftovers;
-        let meta = encode_meta(&stage.meta);
-        transact(self.db.as_ref(), Durability::Immediate, |txn| {
-            leftovers.swap_in_staged(txn)?;
-            put_position(txn, APPLIED, &meta)?;
-            put_position(txn, SNAPSHOT, &meta)
-        })?;
-        self.state = state;
-        // Views of the replaced state have an index of their own, which nothing is swept from any more.
-        self.views = LiveViews::default();
-        self.swept = Revision::ZERO;
-        self.position = stage.meta;
-        self.synced();
-        self.shared.publish_snapshot(self.position.clone());
-        self.publish()?;
-        Ok(Installed::Replaced)
-    }
-
     /// Does one slice of what can wait; false when there is nothing to do.
     fn tidy(&mut self) -> bool {
         let up_to = self.views.floor();
@@ -588,23 +497,11 @@ fn closed() -> RowError {
     RowError("it is closed".to_owned())
 }
 
-fn read_position(rows: &PastRows, name: &[u8]) -> Result<Option<SnapshotMeta>, RowError> {
-    rows.row_of(POSITION, name)?.map(|meta| decode_meta(meta).map_err(disk)).transpose()
-}
-
 fn put_position(txn: &WriteTransaction, name: &[u8], meta: &[u8]) -> Result<(), RowError> {
     txn.open_table(definition(POSITION)).map_err(disk)?.insert(name, meta).map_err(disk)?;
     Ok(())
 }
 
-fn staged(stage: &mut Option<Stage>, id: StageId) -> Result<&mut Stage, SnapshotRefused> {
-    stage.as_mut().filter(|stage| stage.id == id).ok_or(SnapshotRefused::NotStaged)
-}
-
-/// A refusal inside an outcome, as one error.
-fn refusable<T>(outcome: Result<Result<T, SnapshotRefused>, StorageError>) -> Result<T, StageError> {
-    Ok(outcome??)
-}
-
+mod install;
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 
 use crate::command::RecordId;
-use crate::format::snapshot::Part;
-use crate::format::state::{record_id, record_key};
+use crate::format::snapshot::{Part, SnapshotMeta, decode_meta};
+use crate::format::state::{POSITION, record_id, record_key};
 use crate::rt::worker::panic_message;
 use crate::state_machine::{RowError, RowSpace, Rows, RowsRead};
 
@@ -91,11 +91,7 @@ impl RowsRead for TxnRows<'_> {
         records_in(&self.records, ids, each)
     }
 
-    fn each_row(
-        &self,
-        space: RowSpace,
-        each: &mut dyn FnMut(&[u8], Bytes) -> Result<(), RowError>,
-    ) -> Result<(), RowError> {
+    fn each_row(&self, space: RowSpace, each: &mut EachRow<'_>) -> Result<(), RowError> {
         each_row(self.table(space.into()), each)
     }
 }
@@ -158,11 +154,7 @@ impl RowsRead for PastRows {
         self.records.as_ref().map_or(Ok(()), |records| records_in(records, ids, each))
     }
 
-    fn each_row(
-        &self,
-        space: RowSpace,
-        each: &mut dyn FnMut(&[u8], Bytes) -> Result<(), RowError>,
-    ) -> Result<(), RowError> {
+    fn each_row(&self, space: RowSpace, each: &mut EachRow<'_>) -> Result<(), RowError> {
         self.table(space.into())?.map_or(Ok(()), |table| each_row(&table, each))
     }
 }
@@ -190,6 +182,11 @@ pub(crate) fn undamaged<T, E: From<RowError>>(read: impl FnOnce() -> Result<T, E
         .unwrap_or_else(|panic| Err(RowError(format!("panicked: {}", panic_message(&*panic))).into()))
 }
 
+/// One of the rows of [`POSITION`].
+pub(crate) fn read_position(rows: &PastRows, name: &[u8]) -> Result<Option<SnapshotMeta>, RowError> {
+    rows.row_of(POSITION, name)?.map(|meta| decode_meta(meta).map_err(disk)).transpose()
+}
+
 fn past_table(txn: &ReadTransaction, name: &str) -> Result<Option<PastTable>, RowError> {
     match txn.open_table(definition(name)) {
         Ok(table) => Ok(Some(table)),
@@ -202,6 +199,8 @@ fn value(table: &impl ReadableTable<&'static [u8], &'static [u8]>, key: &[u8]) -
     let value = table.get(key).map_err(disk)?;
     Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
 }
+
+type EachRow<'a> = dyn FnMut(&[u8], Bytes) -> Result<(), RowError> + 'a;
 
 type EachRecord<'a> = dyn FnMut(RecordId, Bytes) -> Result<ControlFlow<()>, RowError> + 'a;
 
@@ -224,10 +223,7 @@ fn records_in(
     Ok(())
 }
 
-fn each_row(
-    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    each: &mut dyn FnMut(&[u8], Bytes) -> Result<(), RowError>,
-) -> Result<(), RowError> {
+fn each_row(table: &impl ReadableTable<&'static [u8], &'static [u8]>, each: &mut EachRow<'_>) -> Result<(), RowError> {
     for row in table.iter().map_err(disk)? {
         let (key, value) = row.map_err(disk)?;
         each(key.value(), Bytes::copy_from_slice(value.value()))?;

@@ -109,10 +109,6 @@ impl Budget {
         self.left = if admitted { self.left.saturating_sub(bytes) } else { 0 };
         admitted
     }
-
-    pub(super) fn left(&self) -> usize {
-        self.left
-    }
 }
 
 #[cfg(test)]

@@ -16,12 +16,13 @@ use crate::error::StorageError;
 use crate::format::record::{Record, decode_record};
 use crate::format::rows::{decode_lease, decode_lease_key, lease_key};
 use crate::format::snapshot::SnapshotMeta;
+use crate::format::state::APPLIED;
 use crate::state_machine::read::{self, ReadError};
 use crate::state_machine::{Counters, KeyIndex, RowError, RowSpace, RowsRead, State};
 use crate::storage::poison::Poison;
 use crate::storage::snapshot::SnapshotReader;
 use crate::storage::state::FILE;
-use crate::storage::state_rows::{PastRows, disk, undamaged};
+use crate::storage::state_rows::{PastRows, disk, read_position, undamaged};
 use crate::types::{LeaseId, LogId, Revision};
 
 /// How long a view that is no longer the newest keeps sweeps away from what it can reach.
@@ -41,8 +42,14 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// `rows` must hold exactly what `state` saved last.
+    /// `rows` must hold exactly what `state` saved last: a view of anything that is not committed yet would show an index
+    /// without its records.
     pub(crate) fn new(rows: PastRows, state: &State, meta: SnapshotMeta, alarm: Alarm) -> Self {
+        debug_assert_eq!(
+            read_position(&rows, APPLIED).map(Option::unwrap_or_default).map_err(|error| error.0),
+            Ok(meta.clone()),
+            "the rows are of another moment"
+        );
         let counters = state.counters();
         View {
             revision: counters.revision,

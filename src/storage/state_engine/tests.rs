@@ -1,10 +1,11 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::Semaphore;
 
-use super::super::disk::{Disk, File, MemDisk};
+use super::super::disk::{DirDisk, Disk, File, MemDisk};
 use super::super::fault_disk::{FaultDisk, IoKind, PowerLoss};
 use super::super::support::{
     Node, Parts, ask, at, chunks, compact, delete, entry, everything, history, moment, put, replay, run, settle,
@@ -113,6 +114,51 @@ fn whoever_has_an_answer_finds_its_effect_committed_and_published() {
             assert_eq!(value, Ok(Some((i.to_string().into(), i + 1))));
         }
     });
+}
+
+#[test]
+fn readers_on_other_threads_see_whole_batches_that_are_committed() {
+    let Parts { log, log_engine, store, engine, poison } = Parts::open(Arc::new(MemDisk::new())).unwrap();
+    let drivers = [log.start(log_engine, Drive::Thread).unwrap(), store.start(engine, Drive::Thread).unwrap()];
+    let batches = 300;
+    let read = |view: &View, key: &[u8]| view.get(key).map(|entry| entry.map(|entry| entry.value));
+    let reader = || {
+        let mut moments = 0;
+        let mut last = None;
+        while last < Some(2 * batches - 1) {
+            assert!(poison.error().is_none(), "{:?}", poison.error());
+            let view = store.view();
+            let applied = view.applied.map(|at| at.index);
+            assert!(applied >= last, "the view went back from {last:?} to {applied:?}");
+            moments += u64::from(applied > last);
+            let both = (read(&view, b"a"), read(&view, b"b"));
+            let expected = applied.map(|index| Bytes::from((index / 2).to_string()));
+            assert!(
+                matches!(&both, (Ok(a), Ok(b)) if *a == expected && *b == expected),
+                "at {applied:?}: {both:?}, {:?}",
+                poison.error()
+            );
+            last = applied;
+        }
+        moments
+    };
+    std::thread::scope(|scope| {
+        let readers = [scope.spawn(reader), scope.spawn(reader)];
+        run(async {
+            for i in 0..batches {
+                let pair = [("a", 2 * i), ("b", 2 * i + 1)];
+                let entries = pair.map(|(key, index)| entry(1, index, put(key, &i.to_string())));
+                ask(|done| store.apply(entries.to_vec(), done)).await.unwrap();
+            }
+        });
+        for reader in readers {
+            let moments = reader.join().unwrap();
+            assert!(moments > 10, "a reader saw {moments} moments only");
+        }
+    });
+    run(ask::<(), StorageError>(|done| store.close(done))).unwrap();
+    run(ask::<(), StorageError>(|done| log.close(done))).unwrap();
+    drivers.iter().for_each(crate::rt::worker::Driver::join_blocking);
 }
 
 #[test]
@@ -478,6 +524,27 @@ fn after_the_close_everything_is_refused_and_nothing_is_marked_as_failed() {
         assert!(snapshot.is_err(), "a view of a closed file still reads all of it");
         assert_eq!(disk.failed().unwrap(), None);
     });
+}
+
+#[test]
+fn a_directory_can_be_opened_again_while_a_view_of_its_last_life_is_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let (directory, memory) = (dir.path().join("node"), MemDisk::new());
+    let disks: [&dyn Fn() -> Arc<dyn Disk>; 2] =
+        [&|| Arc::new(DirDisk::open(&directory).unwrap()), &|| Arc::new(memory.clone())];
+    for disk in disks {
+        run(async {
+            let node = Node::open(disk()).unwrap();
+            node.apply(&[entry(1, 0, put("k", "1"))]).await.unwrap();
+            let view = node.store.view();
+            node.close().await.unwrap();
+            let again = Node::open(disk()).unwrap();
+            assert_eq!(again.store.view().get(b"k").unwrap().unwrap().value, "1");
+            drop(view);
+            again.apply(&[entry(1, 1, put("k", "2"))]).await.unwrap();
+            again.close().await.unwrap();
+        });
+    }
 }
 
 #[test]

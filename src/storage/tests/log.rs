@@ -453,7 +453,7 @@ async fn an_inline_log_flushes_what_is_lazy_when_its_time_is_up() {
     log.save_committed(Some(log_id(1, 1)));
     tokio::time::sleep(LAZY_MAX / 2).await;
     log.save_committed(Some(log_id(1, 2)));
-    mark.wait(3).await.unwrap();
+    tokio::time::timeout(LAZY_MAX * 9, mark.wait(3)).await.expect("it is never flushed").unwrap();
     assert_eq!(start.elapsed(), LAZY_MAX, "a second lazy change does not push the time back");
     log.save_committed(Some(log_id(1, 2)));
     drop(log);

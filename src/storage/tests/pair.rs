@@ -8,13 +8,15 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt;
 
 use super::super::fault_disk::{Fault, FaultDisk, IoKind, PowerLoss, SplitMix};
 use super::super::state::{Installed, StageError};
 use super::super::support::{Moment, Node, Parts, ask, at, chunks, entry, history, moment, put, replay, run, settle};
 use crate::error::{StartError, StorageError};
 use crate::format::snapshot::SnapshotMeta;
-use crate::types::{LogEntry, Vote};
+use crate::rt::worker::Drive;
+use crate::types::{LogEntry, LogId, Vote};
 
 const ENTRIES: u64 = 70;
 /// The snapshot that is installed on the way ends in front of this entry.
@@ -118,23 +120,44 @@ async fn script(story: &Story, node: &Node, told: &RefCell<Told>) -> Result<(), 
     Ok(())
 }
 
-fn start(disk: &FaultDisk) -> Result<Node, StorageError> {
-    Node::open(disk.mount()).map_err(|error| StorageError::new("directory", "open", error))
+/// Starts a node whose log takes as long for a step as the other engine for `log_lag`.
+fn start(disk: &FaultDisk, log_lag: u64) -> Result<Node, StorageError> {
+    let wait = move || {
+        async move {
+            for _ in 0..log_lag {
+                tokio::task::yield_now().await;
+            }
+        }
+        .boxed()
+    };
+    Node::open_with(disk.mount(), Drive::Delayed(Arc::new(wait)))
+        .map_err(|error| StorageError::new("directory", "open", error))
 }
 
 /// Runs the script until the disk dies or the end.
-fn play(story: &Story, disk: &FaultDisk) -> Told {
+fn play(story: &Story, disk: &FaultDisk, log_lag: u64) -> Told {
     let told = RefCell::new(Told::default());
-    let result = run(async { script(story, &start(disk)?, &told).await });
+    let result = run(async {
+        let node = start(disk, log_lag)?;
+        let result = script(story, &node, &told).await;
+        let seen = position(node.store.durable_applied());
+        let mut told = told.borrow_mut();
+        told.durable = told.durable.max(seen);
+        result
+    });
     let told = told.into_inner();
     assert_eq!(result.is_ok(), told.finished, "{result:?}");
     told
 }
 
+/// How many entries there are up to a position.
+fn position(at: Option<LogId>) -> usize {
+    at.map_or(0, |at| at.index as usize + 1)
+}
+
 /// Opens what a crash has left and checks it against what had been told; then goes on as far as the log does.
 async fn recover(story: &Story, disk: &FaultDisk, told: &Told, context: &str) -> Result<(), StorageError> {
-    let node = start(disk)?;
-    let position = |at: Option<crate::types::LogId>| at.map_or(0, |at| at.index as usize + 1);
+    let node = start(disk, 0)?;
     let applied = position(node.store.applied().last_applied);
     assert!(applied >= told.durable, "{context}: applied {applied}, told {told:?}");
     assert!(!node.repaired || applied == INSTALLED, "{context}: the state at {applied} was ahead of its log");
@@ -161,6 +184,9 @@ async fn recover(story: &Story, disk: &FaultDisk, told: &Told, context: &str) ->
 const MODES: [PowerLoss; 5] =
     [PowerLoss::DropAll, PowerLoss::KeepAll, PowerLoss::Prefix, PowerLoss::Subset(50), PowerLoss::Subset(90)];
 
+/// The log is as fast as the state, or so slow that everything else is done while it is at one sync.
+const LOG_LAGS: [u64; 3] = [0, 3, 40];
+
 /// Which crashes of the recovery are tried after one of the script.
 enum Again {
     One,
@@ -171,7 +197,7 @@ enum Again {
 fn crash_twice(story: &Story, k: u64, mode: PowerLoss, again: Again) {
     let disk = FaultDisk::new(k);
     disk.die_at(k);
-    let told = play(story, &disk);
+    let told = play(story, &disk, LOG_LAGS[k as usize % LOG_LAGS.len()]);
     disk.power_loss(mode);
     let context = format!("power lost at {k}, {mode:?}");
     let survivor = |disk: &FaultDisk, context: &str| {
@@ -203,7 +229,7 @@ fn crash_twice(story: &Story, k: u64, mode: PowerLoss, again: Again) {
 
 fn operations(story: &Story) -> u64 {
     let disk = FaultDisk::new(0);
-    assert!(play(story, &disk).finished);
+    assert!(play(story, &disk, 0).finished);
     disk.ops()
 }
 
@@ -255,7 +281,7 @@ fn after_the_first_error_of_either_file_nothing_succeeds_and_the_node_does_not_s
             disk.inject(Fault { kinds: kinds.clone(), nth: k, error: io::ErrorKind::StorageFull, once: true });
             let told = RefCell::new(Told::default());
             run(async {
-                let Ok(node) = start(&disk) else { return };
+                let Ok(node) = start(&disk, LOG_LAGS[k as usize % LOG_LAGS.len()]) else { return };
                 if script(&story, &node, &told).await.is_err() {
                     assert_stopped(&story, &node, &context).await;
                 }

@@ -1,0 +1,120 @@
+//! How a snapshot comes in: its rows are collected in tables beside the live ones, checked as a whole, swapped in.
+//!
+//! Until the swap nothing of the live state is touched, and entries go on being applied between two chunks. While a
+//! snapshot is checked and installed, its index and the live one are both in memory.
+
+use bytes::Bytes;
+use redb::Durability;
+
+use super::{Durable, StateEngine, closed, past_rows, put_position, transact};
+use crate::error::StorageError;
+use crate::format::snapshot::{SnapshotMeta, encode_meta};
+use crate::format::state::{APPLIED, SNAPSHOT, staged_table};
+use crate::state_machine::State;
+use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
+use crate::storage::state::{Answer, Installed, StageError};
+use crate::storage::state_rows::{TxnRows, disk};
+use crate::storage::view::LiveViews;
+use crate::types::Revision;
+
+impl StateEngine {
+    pub(super) fn stage_begin(&mut self, meta: SnapshotMeta) -> Result<StageId, StorageError> {
+        let leftovers = &mut self.leftovers;
+        transact(self.db.as_ref(), Durability::None, |txn| {
+            leftovers.retire_staged(txn)?;
+            TxnRows::open(txn, staged_table).map(drop).map_err(disk)
+        })?;
+        self.unsynced.add(0, 0);
+        self.stages_begun += 1;
+        let id = StageId(self.stages_begun);
+        self.stage = Some(Stage::new(id, meta));
+        Ok(id)
+    }
+
+    pub(super) fn stage_chunk(
+        &mut self,
+        id: StageId,
+        index: u64,
+        bytes: Bytes,
+    ) -> Result<Result<u64, SnapshotRefused>, StorageError> {
+        let len = bytes.len() as u64;
+        let stage = match staged(&mut self.stage, id) {
+            Ok(stage) => stage,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let chunk = match stage.accept(index, bytes) {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Ok(Ok(stage.next())),
+            Err(refused) => return Ok(Err(refused)),
+        };
+        transact(self.db.as_ref(), Durability::None, |txn| {
+            let mut rows = TxnRows::open(txn, staged_table).map_err(disk)?;
+            chunk.rows.iter().try_for_each(|row| rows.put(row.part, &row.key, &row.value))
+        })?;
+        self.unsynced.add(0, len);
+        Ok(Ok(stage.next()))
+    }
+
+    /// Checks the snapshot as a whole and loads it, so that nothing is left that could refuse it when it is installed.
+    pub(super) fn stage_finish(&mut self, id: StageId) -> Result<Result<(), SnapshotRefused>, StorageError> {
+        let db = self.db.as_ref();
+        let stage = match staged(&mut self.stage, id) {
+            Ok(stage) => stage,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if let Err(refused) = stage.complete() {
+            return Ok(Err(refused));
+        }
+        Ok(match db.ok_or_else(closed).and_then(|db| State::load(&past_rows(db, staged_table)?)) {
+            Ok(state) => {
+                stage.loaded = Some(state);
+                Ok(())
+            }
+            Err(error) => Err(SnapshotRefused::Unreadable(error.to_string())),
+        })
+    }
+
+    pub(super) fn take_install(&mut self, id: StageId, done: Answer<Installed, StageError>) {
+        match self.stage.take_if(|stage| stage.id == id && stage.loaded.is_some()) {
+            None => done(Err(SnapshotRefused::NotStaged.into())),
+            Some(stage) => match self.position.last_applied {
+                // Going back would take back answers that were given.
+                Some(applied) if !stage.is_past(applied) => {
+                    self.leftovers.abandon_staged();
+                    done(Ok(Installed::Older { applied }));
+                }
+                _ => self.schedule(Durable::Install(Box::new(stage), done)),
+            },
+        }
+    }
+
+    /// Swaps the staged tables in, in one durable commit: a crash leaves the old state whole or the new one.
+    pub(super) fn install(&mut self, mut stage: Stage) -> Result<Installed, StorageError> {
+        let state = stage.loaded.take().expect("only a loaded stage is installed");
+        let leftovers = &mut self.leftovers;
+        let meta = encode_meta(&stage.meta);
+        transact(self.db.as_ref(), Durability::Immediate, |txn| {
+            leftovers.swap_in_staged(txn)?;
+            put_position(txn, APPLIED, &meta)?;
+            put_position(txn, SNAPSHOT, &meta)
+        })?;
+        self.state = state;
+        // Views of the replaced state have an index of their own, which nothing is swept from any more.
+        self.views = LiveViews::default();
+        self.swept = Revision::ZERO;
+        self.position = stage.meta;
+        self.synced();
+        self.shared.publish_snapshot(self.position.clone());
+        self.publish()?;
+        Ok(Installed::Replaced)
+    }
+}
+
+fn staged(stage: &mut Option<Stage>, id: StageId) -> Result<&mut Stage, SnapshotRefused> {
+    stage.as_mut().filter(|stage| stage.id == id).ok_or(SnapshotRefused::NotStaged)
+}
+
+/// A refusal inside an outcome, as one error.
+pub(super) fn refusable<T>(outcome: Result<Result<T, SnapshotRefused>, StorageError>) -> Result<T, StageError> {
+    Ok(outcome??)
+}
