@@ -57,7 +57,8 @@
 //! two files. Events go to the [`tracing`](https://docs.rs/tracing) subscriber of the host.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
-#![allow(dead_code)]
+// What only tests use is judged where tests are built.
+#![cfg_attr(not(test), allow(dead_code))]
 
 mod api;
 #[cfg(test)]

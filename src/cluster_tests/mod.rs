@@ -3,11 +3,15 @@
 //! One file per thing that can go wrong; `support.rs` holds the cluster they all use.
 
 mod basics;
+mod exactly_once;
 mod formation;
 mod limits;
+mod power;
 mod propose;
 mod read;
 mod restart;
 mod shutdown;
+mod snapshot;
 mod supervise;
 mod support;
+mod swarm;

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use super::support::{Group, eventually, slow_disks};
+use super::support::{Group, eventually, seeds, slow_disks};
 use crate::api::cluster::Health;
 use crate::rt;
 use crate::storage::fault_disk::{Fault, IoKind};
@@ -25,7 +25,7 @@ async fn a_panic_of_the_consensus_core_is_survived_by_the_node() {
 
 #[tokio::test(start_paused = true)]
 async fn writes_go_on_exactly_once_across_panics_of_the_core() {
-    for seed in 1..8 {
+    for seed in seeds(1..4) {
         let mut group = Group::new(3, seed).tune(move |settings| settings.drive = slow_disks(seed, 20));
         group.start_all().await;
         let writer = |n: usize| {

@@ -22,6 +22,14 @@ use crate::{
 /// Far beyond what anything here takes on the paused clock.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The seeds of a test: the given ones, or `QUORATE_TEST_SEEDS=100..200` to look further.
+pub(super) fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let Ok(wanted) = std::env::var("QUORATE_TEST_SEEDS") else { return usual };
+    let ends = wanted.split_once("..").map(|(from, to)| (from.parse(), to.parse()));
+    let Some((Ok(from), Ok(to))) = ends else { panic!("QUORATE_TEST_SEEDS is {wanted:?}, not like 100..200") };
+    from..to
+}
+
 /// Waits for `what` to become true; panics after [`PATIENCE`] of the clock in force.
 pub(super) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -42,11 +50,14 @@ pub(super) struct Mischief {
     /// Frames on the client's lane are delivered at once, their answers lost, and delivered again after this time; the
     /// second answer is the one that counts.
     pub(super) client_double_after: Option<Duration>,
+    /// The answer of this number (from 0) on the snapshot lane is lost.
+    pub(super) lose_snapshot_reply: Option<u64>,
 }
 
 /// The network's whims, shared by all wires of a group.
 #[derive(Debug)]
 struct Whims {
+    snapshot_frames: AtomicU64,
     frames: AtomicU64,
     mischief: Mutex<Mischief>,
     rng: Mutex<SplitMix>,
@@ -130,8 +141,12 @@ impl Transport for Wire {
                 let _ = self.inner.call(to, lane, frame.clone(), timeout).await;
                 rt::sleep(later).await;
             }
+            let unlucky = self.whims.mischief.lock().unwrap().lose_snapshot_reply;
             let answer = self.inner.call(to, lane, frame, timeout).await;
-            if fate.lose_reply || !self.alive.load(Ordering::Acquire) {
+            // Only what somebody has answered: while the peer is down, the sender tries in vain.
+            let answered = lane == Lane::Snapshot && answer.is_ok();
+            let answer_lost = answered && Some(self.whims.snapshot_frames.fetch_add(1, Ordering::Relaxed)) == unlucky;
+            if fate.lose_reply || answer_lost || !self.alive.load(Ordering::Acquire) {
                 return lost(timeout).await;
             }
             answer
@@ -157,8 +172,10 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// `size` nodes called `node-1` and so on, none of them started.
+    /// `size` nodes called `node-1` and so on, none of them started. `RUST_LOG` shows what they do.
     pub(super) fn new(size: usize, seed: u64) -> Self {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().with_ansi(false).try_init();
         Group {
             seed,
             network: MemoryNetwork::new(),
@@ -167,6 +184,7 @@ impl Group {
             nodes: vec![None; size],
             lives: vec![Arc::default(); size],
             whims: Arc::new(Whims {
+                snapshot_frames: AtomicU64::new(0),
                 frames: AtomicU64::new(0),
                 mischief: Mutex::default(),
                 rng: Mutex::new(SplitMix(seed)),
@@ -322,9 +340,13 @@ impl Group {
         };
         let equal =
             || places().iter().map(|(revision, _)| revision).collect::<std::collections::BTreeSet<_>>().len() == 1;
-        eventually("equal revisions", equal).await;
-        // Entries without a revision (leases, client records) count in the hash too and may still be on their way.
         let start = Instant::now();
+        while !equal() {
+            let states: Vec<_> = self.running().map(Cluster::status).collect();
+            assert!(start.elapsed() < PATIENCE, "seed {}: no equal revisions in {PATIENCE:?}: {states:#?}", self.seed);
+            rt::sleep(Duration::from_millis(5)).await;
+        }
+        // Entries without a revision (leases, client records) count in the hash too and may still be on their way.
         while places().len() > 1 {
             assert!(start.elapsed() < PATIENCE, "seed {}: states differ at one revision: {:?}", self.seed, places());
             rt::sleep(Duration::from_millis(5)).await;

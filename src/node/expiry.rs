@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::Node;
 use crate::command::{Command, LeaseChange, Response};
 use crate::error::{Error, Obstacle};
+use crate::format::command::encode_proposal;
 use crate::format::message::{KeepAlive, Reply, Request};
 use crate::raft::ASK_TIMEOUT;
 use crate::rt::{self, Instant};
@@ -75,8 +76,10 @@ impl Leases {
     pub(super) fn load(&self, leases: Vec<(LeaseId, u64)>) {
         let mut table = self.lock();
         table.ttl_ms = leases.into_iter().collect();
-        if let Some(leader) = table.reign.as_ref().map(|reign| reign.leader) {
-            table.reign = Some(table.new_reign(leader));
+        if let Some(Reign { leader, mut ending, .. }) = table.reign.take() {
+            // What was proposed may be in the log: a lease whose end may come is not renewed because of this.
+            ending.retain(|lease| table.ttl_ms.contains_key(lease));
+            table.reign = Some(Reign { ending, ..table.new_reign(leader) });
         }
         drop(table);
         self.changed.notify_one();
@@ -209,7 +212,9 @@ impl Node {
     async fn expire(&self, due: Vec<LeaseId>, leader: LeaderId) {
         let proposals = due
             .iter()
-            .map(|lease| self.encode(None, Command::LeaseExpire { lease: *lease, issued_by: leader }))
+            .map(|lease| {
+                encode_proposal(&self.proposal(None, Command::LeaseExpire { lease: *lease, issued_by: leader }))
+            })
             .collect();
         self.raft()
             .propose(proposals, |at, outcome| {
@@ -330,3 +335,6 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

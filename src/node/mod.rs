@@ -64,7 +64,8 @@ pub(crate) struct NodeStatus {
     pub(crate) term: u64,
     pub(crate) leader: Option<LeaderId>,
     pub(crate) leads: bool,
-    pub(crate) membership: StoredMembership,
+    /// Shared: this is copied on every operation, and changes once in a blue moon.
+    pub(crate) membership: Arc<StoredMembership>,
 }
 
 pub(crate) struct Node {
@@ -158,7 +159,7 @@ impl Node {
     }
 
     pub(crate) fn members(&self) -> Vec<Member> {
-        let membership = self.status.borrow().membership.membership;
+        let membership = &self.status.borrow().membership.membership;
         let member = |(id, info): (&NodeId, &NodeInfo)| Member {
             id: *id,
             name: info.name.clone(),
@@ -170,8 +171,8 @@ impl Node {
 
     /// Where a member is to be reached.
     fn peer(&self, node: NodeId) -> Option<Peer> {
-        let membership = self.status.borrow().membership.membership;
-        membership.nodes.get(&node).map(|info| self.link.peer(info))
+        let membership = self.status.borrow().membership;
+        membership.membership.nodes.get(&node).map(|info| self.link.peer(info))
     }
 
     fn raft(&self) -> Raft {
@@ -201,14 +202,16 @@ impl Node {
     }
 
     /// What happens with each applied batch, after it is committed and published and before anyone is answered.
-    fn observe(&self, batch: &[Applied]) {
-        match batch.last() {
+    ///
+    /// The changes are taken out of the batch: the hub keeps them, and nobody else needs them.
+    fn observe(&self, batch: &mut [Applied]) {
+        match batch.last().map(|last| last.log_id.index) {
             Some(last) => {
                 self.leases.applied(batch.iter().flat_map(|applied| applied.effects.leases.iter().copied()));
                 // Watchers before waiting readers and callers: whoever sees an answer may ask a local watcher for its event.
-                self.hub.publish(batch.iter().map(|applied| applied.effects.changes.as_slice()));
+                self.hub.publish(batch.iter_mut().map(|applied| std::mem::take(&mut applied.effects.changes)));
                 self.revision.advance(self.state.view().revision.get());
-                self.applied.advance(last.log_id.index);
+                self.applied.advance(last);
             }
             // A snapshot was installed: there are no single changes to follow.
             None => {
@@ -259,7 +262,7 @@ impl Node {
                 term: raft.term,
                 leader: raft.leader,
                 leads: raft.leads,
-                membership: raft.membership.clone(),
+                membership: Arc::new(raft.membership.clone()),
             };
             let changed = *status != next;
             *status = next;

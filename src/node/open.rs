@@ -71,16 +71,32 @@ pub(super) async fn start(opening: Opening) -> Result<Arc<Node>, StartError> {
     let (done, started) = oneshot::channel();
     let on = runtime.clone();
     let task = runtime.spawn("open", async move {
-        if let Err(Ok(node)) = done.send(open(opening, peers, on).await) {
-            // Whoever wanted it has gone; its tasks would keep it alive, and its directory locked, for ever.
-            node.shutdown().await;
-        }
+        let _ = done.send(open(opening, peers, on).await.map(|node| Unclaimed(Some(node))));
     });
     let opened = started.await;
     drop(task);
     match opened {
-        Ok(opened) => opened,
+        Ok(opened) => opened.map(Unclaimed::claim),
         Err(_) => panic!("opening a node panicked; the panic has been logged"),
+    }
+}
+
+/// A node on its way to whoever wanted it. If nobody takes it, it is stopped: its tasks would keep it alive, and its
+/// directory locked, for ever.
+struct Unclaimed(Option<Arc<Node>>);
+
+impl Unclaimed {
+    fn claim(mut self) -> Arc<Node> {
+        self.0.take().expect("claimed once, by consuming it")
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(node) = self.0.take() {
+            let stopping = node.clone();
+            node.spawn("unclaimed", async move { stopping.shutdown().await }).detach();
+        }
     }
 }
 
@@ -199,7 +215,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
     node.inbound.set(inbound::inbound(&node)).expect("set once, here");
     // What was applied while the module started has reported to nobody: look at the state as it is now.
     observed.set(Arc::downgrade(&node)).expect("set once, here");
-    node.observe(&[]);
+    node.observe(&mut []);
     node.start_tasks(formation, queue);
     transport.start(node.inbound());
     Ok(node)

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
+use tokio::sync::Semaphore;
 
 use super::Node;
 use super::client::Claim;
@@ -28,8 +29,8 @@ use crate::types::NodeId;
 const BATCH_MAX: usize = 1024;
 /// Most bytes of one batch or frame, one oversized proposal excepted.
 const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Frames of proposals under way to the leader at a time; while they are, the next one fills.
-const FORWARD_WINDOW: usize = 4;
+/// Batches under way at a time, in this leader's log or to another; while they are, the next one fills.
+const BATCHES_UNDER_WAY_MAX: usize = 2;
 /// How long a forwarded frame may take before its proposals are sent again.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the answer of a leader that leads no more is still waited for.
@@ -89,11 +90,12 @@ impl Node {
         let started = Instant::now();
         let deadline = started + timeout;
         let mut claim = self.claim(started, deadline).await?;
+        let mut proposal = self.proposal(None, command);
         let mut obstacle = Obstacle::Timeout;
         loop {
             let stamp = claim.stamp();
-            let attempt = self.attempt_until(self.encode(Some(stamp), command.clone()), deadline).await;
-            match attempt {
+            proposal.stamp = Some(stamp);
+            match self.attempt_until(encode_proposal(&proposal), deadline).await {
                 Attempt::Decided(Response::Refused(Refusal::UnknownClient)) => {
                     self.clients.forget(stamp.client);
                     if claim.may_be_logged() {
@@ -144,8 +146,9 @@ impl Node {
     pub(crate) async fn housekeep(self: &Arc<Self>, command: Command, timeout: Duration) -> Result<Response, Error> {
         let started = Instant::now();
         let deadline = started + timeout;
+        let proposal = encode_proposal(&self.proposal(None, command));
         loop {
-            let obstacle = match self.attempt_until(self.encode(None, command.clone()), deadline).await {
+            let obstacle = match self.attempt_until(proposal.clone(), deadline).await {
                 Attempt::Decided(response) => return Ok(response),
                 Attempt::Stopped(reason) => return Err(Error::Stopped { reason }),
                 Attempt::NotSent(why) => why,
@@ -166,8 +169,8 @@ impl Node {
         }
     }
 
-    pub(super) fn encode(&self, stamp: Option<Stamp>, command: Command) -> Bytes {
-        encode_proposal(&Proposal { origin: self.identity.node, wall_ms: rt::wall_ms(), stamp, command })
+    pub(super) fn proposal(&self, stamp: Option<Stamp>, command: Command) -> Proposal {
+        Proposal { origin: self.identity.node, wall_ms: rt::wall_ms(), stamp, command }
     }
 
     async fn claim(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<Claim, Error> {
@@ -190,28 +193,29 @@ impl Node {
 
 /// Drains the funnel for as long as the node lives.
 pub(super) async fn run_funnel(node: Arc<Node>, mut queue: mpsc::UnboundedReceiver<Submission>) {
-    let (slots, mut free) = mpsc::channel::<()>(FORWARD_WINDOW);
-    let mut forwarding = 0;
-    while let Some(batch) = next_batch(&mut queue).await {
+    let slots = Arc::new(Semaphore::new(BATCHES_UNDER_WAY_MAX));
+    loop {
+        // The slot first, then the batch: what comes while all slots are taken goes with the next one.
+        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let Some(batch) = next_batch(&mut queue).await else { return };
         let status = node.status.borrow();
         match status.leader {
             _ if !node.accepts() => refuse(batch, || Attempt::Stopped(node.stop_reason())),
             Some(_) if status.leads => {
                 let node = node.clone();
-                rt::spawn("propose", async move { node.propose_here(batch).await }).detach();
+                let proposed = async move {
+                    node.propose_here(batch).await;
+                    drop(slot);
+                };
+                rt::spawn("propose", proposed).detach();
             }
             Some(leader) => {
-                while forwarding == FORWARD_WINDOW {
-                    free.next().await;
-                    forwarding -= 1;
-                }
-                forwarding += 1;
-                let (node, mut slots) = (node.clone(), slots.clone());
-                rt::spawn("forward", async move {
+                let node = node.clone();
+                let forwarded = async move {
                     node.forward(leader.node, batch).await;
-                    let _ = slots.try_send(());
-                })
-                .detach();
+                    drop(slot);
+                };
+                rt::spawn("forward", forwarded).detach();
             }
             None => refuse(batch, || Attempt::NotSent(Obstacle::NoLeader)),
         }
@@ -227,6 +231,8 @@ fn refuse(batch: Vec<Submission>, why: impl Fn() -> Attempt) {
 /// At least one submission, and whatever else is there, up to the limits.
 async fn next_batch(queue: &mut mpsc::UnboundedReceiver<Submission>) -> Option<Vec<Submission>> {
     let first = queue.next().await?;
+    // Callers that were answered together come back together: those who are ready to run get to add theirs.
+    rt::yield_now().await;
     let mut bytes = first.bytes.len();
     let mut batch = vec![first];
     while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {

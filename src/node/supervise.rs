@@ -224,6 +224,19 @@ impl Node {
 
 #[cfg(test)]
 impl Node {
+    /// Takes a snapshot and drops the log behind it, so that whoever is behind needs the snapshot.
+    pub(crate) async fn purge_log_now(&self) {
+        let applied = self.state.applied().last_applied.expect("something was applied").index;
+        self.raft().snapshot().await.expect("the core runs");
+        while self.state.durable_applied().is_none_or(|durable| durable.index < applied) {
+            rt::sleep(Duration::from_millis(1)).await;
+        }
+        while self.log.bounds().0.is_none_or(|purged| purged.index < applied) {
+            self.raft().purge_log(applied).await.expect("the core runs");
+            rt::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Has the consensus core panic, as a bug in it would.
     pub(crate) async fn panic_core(&self) {
         self.raft().panic_core().await;
@@ -237,6 +250,15 @@ impl Node {
     /// Puts bytes into the log that no release understands.
     pub(crate) async fn propose_garbage(&self) {
         self.raft().propose(vec![bytes::Bytes::from_static(b"garbage")], |_, _| {}).await;
+    }
+
+    /// The first index that the log still holds.
+    pub(crate) fn log_starts_at(&self) -> u64 {
+        self.log.bounds().0.map_or(0, |purged| purged.index + 1)
+    }
+
+    pub(crate) fn log_ends_at(&self) -> u64 {
+        self.log.bounds().1.map_or(0, |last| last.index)
     }
 
     pub(crate) async fn transfer_to(&self, to: crate::types::NodeId) {

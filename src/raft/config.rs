@@ -34,7 +34,7 @@ pub(super) fn config(name: &str, timing: &Timing, retention: Retention) -> Confi
         // Large: see there.
         max_in_snapshot_log_to_keep: retention.kept_entries,
         // Purging in larger steps: each one is a write in the log engine.
-        purge_batch_size: 4096,
+        purge_batch_size: retention.kept_entries.clamp(1, 4096),
         // More than our own funnels ever have under way.
         api_channel_size: Some(65_536),
         notification_channel_size: Some(65_536),

@@ -91,6 +91,8 @@ struct Inner {
     order: Order,
     heard: Arc<Heard>,
     receiving: std::sync::Mutex<Option<Receiving>>,
+    /// The session whose snapshot was installed last, and the answer to that; locked while one is being installed.
+    installed: tokio::sync::Mutex<Option<(u64, Vote)>>,
     status: rt::watch::Receiver<RaftStatus>,
     follow: rt::Task<()>,
 }
@@ -138,6 +140,7 @@ impl Raft {
                 order: Order::default(),
                 heard,
                 receiving: std::sync::Mutex::new(None),
+                installed: tokio::sync::Mutex::new(None),
                 status,
                 follow,
             }),
@@ -151,11 +154,6 @@ impl Raft {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(stopped(&error)),
         }
-    }
-
-    /// Whether a membership has ever been written here.
-    pub(crate) async fn is_initialized(&self) -> Result<bool, RaftFailure> {
-        self.inner.raft.is_initialized().await.map_err(|fatal| stopped(&fatal))
     }
 
     /// Asks for an election now instead of after the timeout.
@@ -373,6 +371,11 @@ impl Raft {
     }
 
     async fn serve_snapshot_finish(&self, session: u64, vote: Vote) -> Result<Reply, RaftFailure> {
+        // A request that is sent again, because its answer was lost or takes long, waits here and gets the same answer.
+        let mut last = self.inner.installed.lock().await;
+        if let Some((_, vote)) = last.filter(|(known, _)| *known == session) {
+            return Ok(Reply::SnapshotInstalled { vote });
+        }
         let Some(receiving) = self.receiving(session) else { return Ok(replaced()) };
         if let Err(why) = engine(|done| self.inner.state.stage_finish(receiving.stage, done)).await {
             return Ok(Reply::Snapshot { refused: Some(why) });
@@ -391,9 +394,10 @@ impl Raft {
             snapshot: SnapshotData::Staged(stage),
         };
         let installed = self.inner.raft.install_full_snapshot(vote.to_raft(), snapshot).await;
-        let installed = installed.map_err(|fatal| stopped(&fatal))?;
+        let installed = installed.map_err(|fatal| stopped(&fatal))?.vote.to_plain();
+        *last = Some((session, installed));
         self.inner.receiving.lock().expect("no panic while held").take_if(|now| now.session == session);
-        Ok(Reply::SnapshotInstalled { vote: installed.vote.to_plain() })
+        Ok(Reply::SnapshotInstalled { vote: installed })
     }
 
     fn receiving(&self, session: u64) -> Option<Receiving> {

@@ -33,12 +33,15 @@ use crate::types::{NodeId, NodeInfo, Peer};
 /// Append frames under way to one peer at a time. More does not help where a round trip is shorter than an fsync, and
 /// splits the follower's batches.
 pub(crate) const APPEND_WINDOW: usize = 4;
-/// How long one chunk of a snapshot may take to be acknowledged.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one step of a snapshot may take to be acknowledged before it is sent again.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often one chunk is sent before the transfer is given up and started anew by the library.
-const CHUNK_TRIES: usize = 5;
-/// How long the receiver may take to install what it has received.
-const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
+const CHUNK_TRIES: u32 = 5;
+/// How often the receiver is asked to install what it has received: it may take five minutes, but it is not a question
+/// of five minutes whether a request or its answer was lost.
+const FINISH_TRIES: u32 = 30;
+/// The longest pause between two tries.
+const TRY_PAUSE_MAX: Duration = Duration::from_millis(250);
 
 type Rpc = RPCError<Config>;
 type Snapshot = openraft::alias::SnapshotOf<Config, SnapshotData>;
@@ -118,20 +121,20 @@ impl Client {
     }
 
     /// Sends one step of a snapshot until it is acknowledged; steps are idempotent.
-    async fn snapshot_step(&self, request: Request, timeout: Duration) -> Result<Reply, StreamingError<Config>> {
+    async fn snapshot_step(&self, request: Request, tries_max: u32) -> Result<Reply, StreamingError<Config>> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.link.ask(&self.peer, Some(self.target), Lane::Snapshot, &request, timeout).await {
+            match self.link.ask(&self.peer, Some(self.target), Lane::Snapshot, &request, STEP_TIMEOUT).await {
                 Ok(Reply::Snapshot { refused: Some(why) }) => {
                     return Err(StreamingError::Network(NetworkError::from_string(why)));
                 }
                 Ok(Reply::Failed { why }) => return Err(StreamingError::Network(NetworkError::from_string(why))),
                 Ok(reply) => return Ok(reply),
-                Err(error) if tries == CHUNK_TRIES => return Err(self.rpc_error(error, timeout).into()),
+                Err(error) if tries == tries_max => return Err(self.rpc_error(error, STEP_TIMEOUT).into()),
                 Err(error) => {
                     tracing::debug!(peer = %self.peer, %error, tries, "a snapshot step is sent again");
-                    rt::sleep(Duration::from_millis(50) * tries as u32).await;
+                    rt::sleep((Duration::from_millis(50) * tries).min(TRY_PAUSE_MAX)).await;
                 }
             }
         }
@@ -153,14 +156,14 @@ impl Client {
         };
         let (peer, started) = (self.peer.to_string(), rt::Instant::now());
         tracing::info!(%peer, session, "sending a snapshot");
-        self.snapshot_step(begin, CHUNK_TIMEOUT).await?;
+        self.snapshot_step(begin, CHUNK_TRIES).await?;
         let (mut index, mut bytes) = (0, 0);
         while let Some(chunk) = next_chunk(&mut reader)? {
             bytes += chunk.len();
-            self.snapshot_step(Request::SnapshotChunk { session, index, chunk }, CHUNK_TIMEOUT).await?;
+            self.snapshot_step(Request::SnapshotChunk { session, index, chunk }, CHUNK_TRIES).await?;
             index += 1;
         }
-        match self.snapshot_step(Request::SnapshotFinish { session, vote }, INSTALL_TIMEOUT).await? {
+        match self.snapshot_step(Request::SnapshotFinish { session, vote }, FINISH_TRIES).await? {
             Reply::SnapshotInstalled { vote } => {
                 let took = started.elapsed();
                 tracing::info!(%peer, session, chunks = index, bytes, ?took, "the snapshot is installed");

@@ -20,7 +20,7 @@ const APPLY_ENTRIES_MAX: usize = 4096;
 /// What the rest of the node does with each applied batch: tell watchers, leases, waiting readers.
 ///
 /// Called after the batch is committed and its view published, before anyone is answered.
-pub(crate) type Observer = Arc<dyn Fn(&[Applied]) + Send + Sync>;
+pub(crate) type Observer = Arc<dyn Fn(&mut [Applied]) + Send + Sync>;
 
 /// A snapshot on its way out or in.
 pub(crate) enum SnapshotData {
@@ -64,9 +64,9 @@ impl StateMachine {
         let last = last.log_id.index;
         let _in_office = self.in_office().await?;
         let entries = batch.iter().map(|(entry, _)| entry.to_plain()).collect();
-        let applied = wait(|done| self.state.apply(entries, done)).await?;
+        let mut applied = wait(|done| self.state.apply(entries, done)).await?;
         // The engine has committed and published: now watchers, then those who asked.
-        (self.observer)(&applied);
+        (self.observer)(&mut applied);
         self.log.applied(last);
         for ((_, responder), applied) in batch.into_iter().zip(applied) {
             if let Some(responder) = responder {
@@ -135,7 +135,7 @@ impl RaftStateMachine<Config> for StateMachine {
         let _in_office = self.in_office().await?;
         wait(|done| self.state.install(stage, done)).await?;
         // Watchers cannot be told the changes one by one; an empty batch makes them look at the published revision.
-        (self.observer)(&[]);
+        (self.observer)(&mut []);
         Ok(())
     }
 
