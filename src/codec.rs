@@ -7,7 +7,7 @@
 use std::any::type_name;
 use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
+use std::sync::RwLock;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -128,7 +128,7 @@ impl Value for Raw {
 }
 
 /// Types whose values have been read back once; a type that fails never gets in.
-static READ_BACK: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+static READ_BACK: RwLock<BTreeSet<&'static str>> = RwLock::new(BTreeSet::new());
 
 /// The stored bytes of `value`, to be kept at `key` (named in errors only).
 pub(crate) fn encode<V: Value>(key: &str, value: &V) -> Result<Bytes, Error> {
@@ -139,12 +139,11 @@ pub(crate) fn encode<V: Value>(key: &str, value: &V) -> Result<Bytes, Error> {
         let why = format!("has {size} bytes, the limit is {VALUE_BYTES_MAX}");
         return Err(Error::Invalid { what: "value", why });
     }
-    let mut seen = READ_BACK.lock().expect("no panic while held");
-    if cfg!(debug_assertions) || !seen.contains(type_name::<V>()) {
+    let seen = || READ_BACK.read().expect("no panic while held").contains(type_name::<V>());
+    if cfg!(debug_assertions) || !seen() {
         V::read(&bytes).map_err(|why| problem(format!("could not be read back once written, use Json: {why}")))?;
-        seen.insert(type_name::<V>());
+        READ_BACK.write().expect("no panic while held").insert(type_name::<V>());
     }
-    drop(seen);
     let mut stored = Vec::with_capacity(size);
     stored.push(V::CODEC);
     stored.extend_from_slice(&PLAIN.to_le_bytes());

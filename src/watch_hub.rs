@@ -1,8 +1,8 @@
 //! Bounded fan-out of committed changes to the watchers of this node.
 //!
-//! The hub keeps the newest changes in memory, once, whoever watches. A watcher is a place in that history: it has no queue
-//! of its own, so a slow one costs nothing. It is woken only when a key of its range changes; one that falls behind what
-//! the hub keeps is told so, and reads the rest from the store's own history.
+//! The hub keeps the newest changes in memory, once, whoever watches. A watcher is a place in that history: it has no
+//! queue of its own, so a slow one costs nothing. It is woken only when a key of its range changes; one that falls
+//! behind what the hub keeps is told so, and reads the rest from the store's own history.
 //!
 //! Promises to whoever watches:
 //! * Revisions are handed out in order, whole, and once.
@@ -26,8 +26,8 @@ const KEPT_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Most revisions that one look hands out.
 const FOUND_REVISIONS_MAX: usize = 64;
-/// Bytes of keys and values after which a look hands out no further revision: what one watcher can hold on to beyond what
-/// the hub keeps.
+/// Bytes of keys and values after which a look hands out no further revision: what one watcher can hold on to beyond
+/// what the hub keeps.
 const FOUND_BYTES_MAX: usize = 1024 * 1024;
 /// Most revisions that one look goes through, since it holds up whoever publishes.
 const PASSED_REVISIONS_MAX: usize = 1024;
@@ -80,13 +80,12 @@ impl WatchHub {
         WatchHub { hub: Arc::new(Mutex::new(hub)) }
     }
 
-    /// Adds revisions, oldest first; each slice is one revision's changes, empty ones are skipped.
+    /// Adds revisions, oldest first; each item is one revision's changes, empty ones are skipped.
     ///
     /// Revisions at or below what a [`WatchHub::jump`] has passed are ignored: the state showed them before their turn
     /// came to be published, and whoever watches has been told so.
-    pub(crate) fn publish<'a>(&self, revisions: impl Iterator<Item = &'a [Change]>) {
-        let batch =
-            |changes: &'a [Change]| Some(Batch { revision: changes.first()?.id.revision, changes: changes.to_vec() });
+    pub(crate) fn publish(&self, revisions: impl Iterator<Item = Vec<Change>>) {
+        let batch = |changes: Vec<Change>| Some(Batch { revision: changes.first()?.id.revision, changes });
         let batches: Vec<Batch> = revisions.filter_map(batch).collect();
         let mut wakers = Vec::new();
         let mut hub = self.lock();
@@ -97,8 +96,8 @@ impl WatchHub {
         wake(wakers);
     }
 
-    /// Says that the state is now that of `revision`, by way of a snapshot whose single changes nobody saw. Who has seen
-    /// less is behind.
+    /// Says that the state is now that of `revision`, by way of a snapshot whose single changes nobody saw. Who has
+    /// seen less is behind.
     pub(crate) fn jump(&self, revision: Revision) {
         let mut wakers = Vec::new();
         self.lock().jump(revision, &mut wakers);
@@ -184,6 +183,11 @@ impl Subscription {
         std::future::poll_fn(|cx| self.poll_next(place, cx)).await
     }
 
+    /// Why the node has stopped, if it has.
+    pub(crate) fn closed(&self) -> Option<String> {
+        self.hub.lock().closed.clone()
+    }
+
     /// How far a watcher at `place` has in fact seen everything: further, when nothing of its range has changed since.
     pub(crate) fn settled(&self, place: Revision) -> Revision {
         let hub = self.hub.lock();
@@ -241,8 +245,8 @@ impl Hub {
         if batch.revision <= self.revision {
             return;
         }
-        // Revisions are consecutive. Those in between were applied while nobody reported them (a node that is starting):
-        // whoever asks for them must not be told that there were none.
+        // Revisions are consecutive. Those in between were applied while nobody reported them (a node that is
+        // starting): whoever asks for them must not be told that there were none.
         if batch.revision != self.revision.next() {
             self.jump(Revision::new(batch.revision.get() - 1), wakers);
         }
@@ -273,8 +277,8 @@ impl Hub {
     }
 }
 
-/// The revisions behind `place` that change something in `keys`, as many as one look may hand out, and the last revision
-/// it went through.
+/// The revisions behind `place` that change something in `keys`, as many as one look may hand out, and the last
+/// revision it went through.
 fn look(kept: &VecDeque<Arc<Batch>>, keys: &KeyRange, place: Revision) -> (Vec<Arc<Batch>>, Revision) {
     let start = kept.partition_point(|batch| batch.revision <= place);
     let (mut found, mut bytes, mut passed) = (Vec::new(), 0, place);
@@ -293,8 +297,9 @@ fn look(kept: &VecDeque<Arc<Batch>>, keys: &KeyRange, place: Revision) -> (Vec<A
 
 /// Who watches a key, found without asking everybody.
 ///
-/// A range is listed under the longest prefix that all its keys share; a key's watchers are among those listed under one of
-/// its own prefixes. So a change costs one search for each length at which anything is listed, however many watch elsewhere.
+/// A range is listed under the longest prefix that all its keys share; a key's watchers are among those listed under
+/// one of its own prefixes. So a change costs one search for each length at which anything is listed, however many
+/// watch elsewhere.
 #[derive(Default)]
 struct Interest {
     /// Watchers of exactly one key: most of them, and with the most lengths.

@@ -5,5 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod keys;
 pub(crate) mod kv;
 pub(crate) mod session;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod txn;
 pub(crate) mod watch;

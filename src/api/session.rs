@@ -489,3 +489,6 @@ async fn sleep_until_boot(moment: Duration) {
         rt::sleep(left.min(SUSPEND_NOTICED)).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,14 +3,13 @@
 //! A watch reads what this node has applied: it needs no leader, and survives every change of leader. What it promises,
 //! to every watcher, on every node:
 //! * Batches come in ascending order of revision, each revision once and whole.
-//! * Between its first batch and [`Watch::revision`] nothing that happened to the watched keys is missing, unless a batch of
-//!   kind [`BatchKind::Resync`] has replaced it.
+//! * Between its first batch and [`Watch::revision`] nothing that happened to the watched keys is missing, unless a
+//!   batch of kind [`BatchKind::Resync`] has replaced it.
 //! * Only what is committed is seen.
 //!
 //! [`feed`] does this in stored form; here values get their types.
 
 mod feed;
-mod key;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,7 +23,6 @@ use futures::stream::FusedStream;
 use futures::{Stream, StreamExt};
 
 use self::feed::{Feed, Lag, Start, Stored, StoredEvent};
-pub(crate) use self::key::{KeyState, KeyWatch, watch_key};
 use super::cluster::Cluster;
 use super::keys::{Keys, shown};
 use super::kv::Entry;
@@ -34,6 +32,26 @@ use crate::error::Error;
 use crate::types::Revision;
 
 /// What happened to the watched keys at one revision, or all that was there at one.
+///
+/// # Examples
+/// A local copy of the watched keys, right after every batch:
+/// ```
+/// use std::collections::BTreeMap;
+/// use quorate::{Batch, BatchKind};
+///
+/// fn follow(copy: &mut BTreeMap<String, u32>, batch: Batch<u32>) {
+///     // The whole range: what is not listed is not there (any more).
+///     if matches!(batch.kind, BatchKind::Initial | BatchKind::Resync) {
+///         copy.clear();
+///     }
+///     for event in batch.events {
+///         match event.entry() {
+///             Some(entry) => copy.insert(event.key().to_owned(), entry.value),
+///             None => copy.remove(event.key()),
+///         };
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Batch<V> {
@@ -41,7 +59,8 @@ pub struct Batch<V> {
     pub revision: Revision,
     /// How to read `events`.
     pub kind: BatchKind,
-    /// In the order in which the transaction wrote them; all of one key or range: in key order. At most one for each key.
+    /// In the order in which the transaction wrote them; all of one key or range: in key order. At most one for each
+    /// key.
     pub events: Vec<Event<V>>,
 }
 
@@ -54,8 +73,8 @@ pub enum BatchKind {
     Initial,
     /// The changes of one revision.
     Live,
-    /// Every watched key that is there at the batch's revision, as puts in key order. The watch had fallen behind: a key
-    /// that was known before and is not listed here has been deleted meanwhile. May have no events.
+    /// Every watched key that is there at the batch's revision, as puts in key order. The watch had fallen behind: a
+    /// key that was known before and is not listed here has been deleted meanwhile. May have no events.
     Resync,
 }
 
@@ -128,38 +147,94 @@ pub struct WatchBuilder<V> {
 }
 
 impl<V> WatchBuilder<V> {
-    /// Starts with the changes of `revision`, which may be in the past, if history still holds it, or in the future: nothing
-    /// below it is delivered. Default: what happens after the watch is opened.
+    /// Starts with the changes of `revision`, which may lie in the future: nothing below it is delivered. Default: what
+    /// happens after the watch is opened.
+    ///
+    /// If it lies in the past, every revision since comes one by one, from the node's history if need be, whatever the
+    /// consumer has asked for in case it falls behind later. So a consumer that comes back goes on where it was.
     ///
     /// Together with [`WatchBuilder::with_initial`] it bounds the initial state: that is taken as soon as this node has
     /// applied `revision`.
+    ///
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::prefix;
+    ///
+    /// let mut watch = cluster.watch::<u32>(prefix("jobs/")).await?;
+    /// cluster.set("jobs/1", &1u32).await?;
+    /// watch.next().await.expect("a watch ends with an error")?;
+    /// let place = watch.revision(); // to be stored, or sent to another process
+    /// drop(watch);
+    /// cluster.set("jobs/2", &2u32).await?;
+    ///
+    /// let mut watch = cluster.watch::<u32>(prefix("jobs/")).from(place.next()).await?;
+    /// let missed = watch.next().await.expect("a watch ends with an error")?;
+    /// assert_eq!(missed.events[0].key(), "jobs/2");
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn from(mut self, revision: Revision) -> Self {
         self.from = Some(revision);
         self
     }
 
-    /// Starts with one batch of all watched keys as they are now, and goes on with what happens next: no change falls in
-    /// between, none comes twice.
+    /// Starts with one batch of all watched keys as they are now, and goes on with what happens next: no change falls
+    /// in between, none comes twice.
     pub fn with_initial(mut self) -> Self {
         self.initial = true;
         self
     }
 
     /// Also delivers what a changed or deleted key held before.
+    ///
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::{Cause, Event};
+    ///
+    /// let mut watch = cluster.watch::<String>("leader").prev().await?;
+    /// cluster.set("leader", &"a".to_string()).await?;
+    /// cluster.delete("leader").await?;
+    /// watch.next().await.expect("a watch ends with an error")?;
+    /// let gone = watch.next().await.expect("a watch ends with an error")?;
+    /// let Event::Delete { cause, prev: Some(prev), .. } = &gone.events[0] else { panic!("{gone:?}") };
+    /// assert_eq!((*cause, prev.as_str()), (Cause::Deleted, "a"));
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn prev(mut self) -> Self {
         self.prev = true;
         self
     }
 
-    /// When the consumer falls so far behind that the node no longer holds the changes in memory, delivers the present state
-    /// in one [`BatchKind::Resync`] batch and goes on from there. This is the default.
+    /// When the consumer falls so far behind that the node no longer holds the changes in memory, delivers the present
+    /// state in one [`BatchKind::Resync`] batch and goes on from there. This is the default.
     pub fn coalesce(mut self) -> Self {
         self.lag = Lag::Coalesce;
         self
     }
 
-    /// When the consumer falls behind, reads every single revision from the node's history instead, at the consumer's pace.
-    /// A consumer that falls behind the history as well gets [`Error::Compacted`], and that is the end of the watch.
+    /// When the consumer falls behind, reads every single revision from the node's history instead, at the consumer's
+    /// pace. A consumer that falls behind the history as well gets [`Error::Compacted`], and that is the end of the
+    /// watch.
+    ///
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::{Error, prefix};
+    ///
+    /// let mut audit = cluster.watch::<u32>(prefix("accounts/")).backpressure().await?;
+    /// cluster.set("accounts/7", &100u32).await?;
+    /// match audit.next().await.expect("a watch ends with an error") {
+    ///     Ok(batch) => println!("{batch:?}"),
+    ///     Err(Error::Codec { key, .. }) => println!("{key} holds something else"),
+    ///     Err(Error::Compacted { oldest, .. }) => println!("too late: what happened before {oldest} is forgotten"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn backpressure(mut self) -> Self {
         self.lag = Lag::Backpressure;
         self
@@ -176,7 +251,7 @@ impl<V: Value + Send + 'static> IntoFuture for WatchBuilder<V> {
             let node = self.cluster.node();
             node.check_open()?;
             let start = match (self.from, self.initial) {
-                (None, false) => Start::After(node.state().view().revision),
+                (None, false) => Start::Now,
                 // Nothing ever happens at revision 0: from there is from the first change on.
                 (Some(from), false) => Start::After(Revision::new(from.get().saturating_sub(1))),
                 (None, true) => Start::Initial,
@@ -194,16 +269,19 @@ impl<V: Value + Send + 'static> IntoFuture for WatchBuilder<V> {
 
 /// The changes of some keys, as they happen: a stream of batches. See [`Cluster::watch`].
 ///
-/// After an [`Error::Codec`] the stream goes on. Any other error is its end, and `None` follows.
+/// Use [`Watch::next`], or any of the combinators of `futures::StreamExt`. After an [`Error::Codec`] the stream goes
+/// on. Any other error is its end, and `None` follows.
 ///
-/// A watch does not keep its node running: when the last [`Cluster`] handle is dropped, it ends with [`Error::Stopped`].
-/// It holds no queue of its own, so one that is not polled costs nothing but the place it remembers.
+/// A watch does not keep its node running: when the last [`Cluster`] handle is dropped, it ends with
+/// [`Error::Stopped`]. Changes are kept once for all watches of a node. One that is not polled holds a place in them
+/// and at most 64 revisions, and holds nobody up. The consumer that is behind by more than the node keeps in memory
+/// (8192 revisions, 32 MiB) is what [`WatchBuilder::coalesce`] and [`WatchBuilder::backpressure`] are about.
 #[must_use = "a watch delivers only while it is polled"]
 pub struct Watch<V> {
     feed: Feed,
     /// The rest of what the last batch came to: values that could not be read, then the others.
     ready: VecDeque<Result<Batch<V>, Error>>,
-    /// Everything up to here has been handed out; counts while something is ready.
+    /// Up to here everything had been handed out before what is ready; counts only while something is.
     delivered: Revision,
     over: bool,
     value: PhantomData<fn() -> V>,
@@ -214,9 +292,9 @@ impl<V: Value> Watch<V> {
     ///
     /// # Errors
     /// [`Error::Codec`] for a value that was not written as a `V`: that event is left out of the batch that follows (a
-    /// previous value only is `None` in its event), and the watch goes on. The others end it: [`Error::Stopped`] when this
-    /// node stops: open a watch on another one, from [`Watch::revision`]`.next()`. [`Error::Compacted`] for a watch with
-    /// [`WatchBuilder::backpressure`] that fell behind the history.
+    /// previous value only is `None` in its event), and the watch goes on. The others end it: [`Error::Stopped`] when
+    /// this node stops: open a watch on another one, from [`Watch::revision`]`.next()`. [`Error::Compacted`] for a
+    /// watch with [`WatchBuilder::backpressure`] that fell behind the history.
     /// # Cancel safety
     /// Nothing is lost: what was not returned is returned next time.
     pub async fn next(&mut self) -> Option<Result<Batch<V>, Error>> {
@@ -226,13 +304,15 @@ impl<V: Value> Watch<V> {
     /// Everything that happened to the watched keys up to this revision has been delivered. To go on behind it, also on
     /// another node or after a restart: [`WatchBuilder::from`]`(watch.revision().next())`.
     ///
-    /// Moves on as long as the watched keys are quiet, so that a place kept in storage need not be compacted.
+    /// Moves on as long as the watched keys are quiet, so that a place kept in storage is not left behind by the
+    /// history.
     pub fn revision(&self) -> Revision {
         if self.ready.is_empty() { self.feed.place() } else { self.delivered }
     }
 
     fn take(&mut self, stored: Stored) {
-        let Stored { revision, kind, events } = stored;
+        let Stored { after, revision, kind, events } = stored;
+        self.delivered = after;
         let mut readable = Vec::with_capacity(events.len());
         for event in events {
             let (event, errors) = typed(event);
@@ -271,7 +351,6 @@ impl<V: Value> Stream for Watch<V> {
             if let Some(item) = this.ready.pop_front() {
                 return Poll::Ready(Some(item));
             }
-            let before = this.feed.place();
             match this.feed.poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
@@ -279,10 +358,7 @@ impl<V: Value> Stream for Watch<V> {
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
-                Poll::Ready(Some(Ok(stored))) => {
-                    this.delivered = before;
-                    this.take(stored);
-                }
+                Poll::Ready(Some(Ok(stored))) => this.take(stored),
             }
         }
     }
@@ -306,8 +382,8 @@ impl<V> fmt::Debug for Watch<V> {
 impl Cluster {
     /// Watches `keys` on this node: every put and delete, in order, by revision, with nothing missing.
     ///
-    /// Works the same on every node, and on every executor. It shows what this node has applied: on a follower about a round
-    /// trip after the writer has its answer. Options: [`WatchBuilder::from`], [`WatchBuilder::with_initial`],
+    /// Works the same on every node, and on every executor. It shows what this node has applied: on a follower about a
+    /// round trip after the writer has its answer. Options: [`WatchBuilder::from`], [`WatchBuilder::with_initial`],
     /// [`WatchBuilder::prev`], [`WatchBuilder::backpressure`].
     ///
     /// # Errors

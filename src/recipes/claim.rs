@@ -136,15 +136,32 @@ impl Line {
 
     /// Waits until the claim is first in its line, and returns the session's lapses as of when that was confirmed.
     ///
-    /// It is confirmed by one linearizable read that shows the claim standing, which is also to say that its lease exists,
-    /// and by the session's local deadline, which was not passed from before that read until after it.
+    /// An error as soon as this node knows that the claim, or the session it lives by, is gone.
     pub(crate) async fn wait_turn(&self, node: &Arc<Node>, claim: &Claim, session: &Lifeline) -> Result<u64, Error> {
+        // Until it is applied here, there is no telling it from one that is gone.
         node.wait_revision(claim.fence.revision()).await?;
-        loop {
-            if let Some(before) = self.before(&node.state().view(), claim)? {
-                self.wait_gone(node, before, claim, session).await?;
-                continue;
+        let (ended, mine) = (pin!(session.lost()), pin!(until_gone(node, &claim.key)));
+        match select(ended, select(mine, pin!(self.turn(node, claim, session)))).await {
+            Either::Left((reason, _)) => Err(session_error(session, reason)),
+            Either::Right((Either::Left((reason, _)), _)) => {
+                Err(gone(session, claim, reason, node.state().view().revision))
             }
+            Either::Right((Either::Right((turn, _)), _)) => turn,
+        }
+    }
+
+    /// As [`Line::wait_turn`], for a claim that stands.
+    ///
+    /// The turn is confirmed by one linearizable read that shows the claim standing, which is also to say that its lease
+    /// exists, and by the session's local deadline, which was not passed from before that read until after it.
+    async fn turn(&self, node: &Arc<Node>, claim: &Claim, session: &Lifeline) -> Result<u64, Error> {
+        while let Some(before) = self.before(&node.state().view(), claim)? {
+            if let LostReason::Stopped = until_gone(node, &before).await {
+                return Err(session_error(session, LostReason::Stopped));
+            }
+        }
+        // First here is first for good, so that nothing below asks about the others again.
+        loop {
             let lapses = session.sure().await.map_err(|reason| session_error(session, reason))?;
             let view = match node.linearizable_view(STEP_TIMEOUT).await {
                 Ok(view) => view,
@@ -154,7 +171,6 @@ impl Line {
             if let Some(reason) = how_gone(&view, &claim.key)? {
                 return Err(gone(session, claim, reason, view.revision));
             }
-            // First in an older view is first for good, so that the newer one need not be asked about the others.
             if session.standing().sure(rt::boot_now()) == Some(lapses) {
                 return Ok(lapses);
             }
@@ -166,19 +182,6 @@ impl Line {
         let mine = (claim.fence.revision(), &claim.key);
         let claims = self.claims(view)?;
         Ok(claims.into_iter().take_while(|kv| (kv.created, &kv.key) < mine).last().map(|kv| kv.key))
-    }
-
-    /// Waits until the claim at `before` is gone; an error if `claim` itself or its session is gone first.
-    async fn wait_gone(&self, node: &Node, before: Bytes, claim: &Claim, session: &Lifeline) -> Result<(), Error> {
-        let (theirs, mine) = (pin!(until_gone(node, &before)), pin!(until_gone(node, &claim.key)));
-        let ended = pin!(session.lost());
-        match select(ended, select(mine, theirs)).await {
-            Either::Left((reason, _)) => Err(session_error(session, reason)),
-            Either::Right((Either::Left((reason, _)), _)) => {
-                Err(gone(session, claim, reason, node.state().view().revision))
-            }
-            Either::Right((Either::Right(_), _)) => Ok(()),
-        }
     }
 }
 

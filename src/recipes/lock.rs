@@ -482,3 +482,6 @@ impl Cluster {
         Lock { cluster: self.clone(), name: name.into(), ttl: None, session: None, timeout: None }
     }
 }
+
+#[cfg(test)]
+mod tests;

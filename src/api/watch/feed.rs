@@ -2,8 +2,8 @@
 //! state when it has not.
 //!
 //! Everything is done where the feed is polled, a bounded piece at a time; no task stands behind it. Nothing is held
-//! between polls but what has been found and not handed out, so that a consumer that does not poll holds back neither the
-//! hub nor the store.
+//! between polls but what has been found and not handed out, so that a consumer that does not poll holds back neither
+//! the hub nor the store.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub(crate) enum Lag {
 /// Where a feed begins.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Start {
+    /// Behind what this node has applied.
+    Now,
     /// Behind this revision, which may lie in the future.
     After(Revision),
     /// With the whole range as of now.
@@ -49,6 +51,8 @@ pub(crate) enum Start {
 /// All that happened in the range at one revision, or all that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
+    /// Up to where everything had been handed out before.
+    pub(crate) after: Revision,
     pub(crate) revision: Revision,
     pub(crate) kind: BatchKind,
     pub(crate) events: Vec<StoredEvent>,
@@ -67,6 +71,9 @@ pub(crate) struct Feed {
     changes: Subscription,
     keys: KeyRange,
     lag: Lag,
+    /// It has not yet come to what the hub keeps from a start in the past. Until then it is not behind: it was asked
+    /// for.
+    resuming: bool,
     prev: bool,
     place: Revision,
     found: VecDeque<Arc<watch_hub::Batch>>,
@@ -80,8 +87,8 @@ enum Doing {
     Over,
 }
 
-/// The whole range at one revision, read page by page. Each page takes the newest view, so that none is held between polls:
-/// history answers for the revision, and if it no longer does, the list is begun anew.
+/// The whole range at one revision, read page by page. Each page takes the newest view, so that none is held between
+/// polls: history answers for the revision, and if it no longer does, the list is begun anew.
 struct Listing {
     kind: BatchKind,
     at: Revision,
@@ -111,12 +118,23 @@ impl Feed {
                 return Err(Error::Compacted { requested: place.next(), oldest: view.floor.next() });
             }
             Start::After(place) => (place, Doing::Following),
+            Start::Now => (view.revision, Doing::Following),
             Start::Initial => {
                 (Revision::ZERO, Doing::Listing(Listing::begin(BatchKind::Initial, view.revision, &keys)))
             }
         };
-        let state = node.state().clone();
-        Ok(Feed { state, changes, keys, lag, prev, place, found: VecDeque::new(), found_to: place, doing })
+        Ok(Feed {
+            state: node.state().clone(),
+            changes,
+            keys,
+            lag,
+            resuming: matches!(start, Start::After(_)),
+            prev,
+            place,
+            found: VecDeque::new(),
+            found_to: place,
+            doing,
+        })
     }
 
     /// Everything of the range up to here has been handed out.
@@ -156,13 +174,16 @@ impl Feed {
         }
         match self.changes.poll_next(self.place, cx) {
             Poll::Pending => Piece::Wait,
-            Poll::Ready(Next::Batches(found, to)) => self.take(found.into(), to),
+            Poll::Ready(Next::Batches(found, to)) => {
+                self.resuming = false;
+                self.take(found.into(), to)
+            }
             Poll::Ready(Next::Closed(reason)) => Piece::End(Error::Stopped { reason }),
             Poll::Ready(Next::Behind(place)) => {
                 self.place = place;
                 match self.lag {
-                    Lag::Coalesce => self.resync(),
-                    Lag::Backpressure => self.read_history(),
+                    Lag::Coalesce if !self.resuming => self.resync(),
+                    Lag::Coalesce | Lag::Backpressure => self.read_history(),
                 }
             }
         }
@@ -182,7 +203,8 @@ impl Feed {
         let from = self.place.next();
         match view.changes(from..=view.revision, HISTORY_RECORDS) {
             Ok((changes, complete)) => self.take(revisions(changes, &self.keys), complete),
-            Err(error) => Piece::End(read_error(error, from)),
+            Err(ReadError::Compacted { .. }) if self.lag == Lag::Coalesce => self.resync(),
+            Err(error) => self.broken(error, from),
         }
     }
 
@@ -192,39 +214,52 @@ impl Feed {
         let events = mine.map(|change| stored_event(&view, change, self.prev)).collect();
         match events {
             Ok(events) => {
-                self.place = if self.found.is_empty() { self.found_to } else { batch.revision };
-                Piece::Batch(Stored { revision: batch.revision, kind: BatchKind::Live, events })
+                let place = if self.found.is_empty() { self.found_to } else { batch.revision };
+                let after = std::mem::replace(&mut self.place, place);
+                Piece::Batch(Stored { after, revision: batch.revision, kind: BatchKind::Live, events })
             }
             // A previous value is gone from the history: the watcher is as far behind as if the change itself were.
             Err(ReadError::Compacted { .. }) if self.lag == Lag::Coalesce => self.resync(),
-            Err(error) => Piece::End(read_error(error, batch.revision)),
+            Err(error) => self.broken(error, batch.revision),
         }
     }
 
     fn resync(&mut self) -> Piece {
         self.found.clear();
+        self.resuming = false;
         self.doing = Doing::Listing(Listing::begin(BatchKind::Resync, self.state.view().revision, &self.keys));
         Piece::Again
+    }
+
+    /// What a failed read comes to. Reading fails when the node stops, too: then that is what it was.
+    fn broken(&self, error: ReadError, requested: Revision) -> Piece {
+        Piece::End(match (error, self.changes.closed()) {
+            (ReadError::Row(_), Some(reason)) => Error::Stopped { reason },
+            (error, _) => read_error(error, requested),
+        })
     }
 
     /// Reads one more page of the whole range.
     fn list(&mut self) -> Piece {
         let Doing::Listing(listing) = &mut self.doing else { unreachable!("asked only while listing") };
+        if let Some(reason) = self.changes.closed() {
+            return Piece::End(Error::Stopped { reason });
+        }
         let view = self.state.view();
         match listing.read_page(&view) {
             Ok(true) => Piece::Again,
             Ok(false) => {
                 let (revision, kind) = (listing.at, listing.kind);
                 let events = std::mem::take(&mut listing.events);
-                (self.place, self.found_to) = (revision, revision);
+                let after = std::mem::replace(&mut self.place, revision);
                 self.doing = Doing::Following;
-                Piece::Batch(Stored { revision, kind, events })
+                Piece::Batch(Stored { after, revision, kind, events })
             }
             Err(ReadError::Compacted { .. }) => {
                 *listing = Listing::begin(listing.kind, view.revision, &self.keys);
                 Piece::Again
             }
-            Err(error) => Piece::End(read_error(error, view.revision)),
+            Err(error) => self.broken(error, view.revision),
         }
     }
 }
@@ -292,3 +327,6 @@ fn superseded(view: &View, id: RecordId) -> Result<KeyValue, ReadError> {
         lease: record.lease,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! Three nodes in one task on a paused clock, with a network that can be cut: what tests of whole clusters stand on.
+
+use std::future::Future;
+use std::time::Duration;
+
+use super::cluster::Cluster;
+use crate::config::{Runtime, Timing};
+use crate::node::Formation;
+use crate::rt;
+use crate::transport::MemoryNetwork;
+use crate::types::Peer;
+
+/// Virtual time after which what has not happened has hung.
+pub(crate) const HUNG: Duration = Duration::from_secs(120);
+
+pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
+
+/// Three connected nodes with [`Timing::fast`]: elections after 200 to 400 ms of silence.
+pub(crate) struct Trio {
+    pub(crate) network: MemoryNetwork,
+    pub(crate) nodes: Vec<Cluster>,
+}
+
+impl Trio {
+    pub(crate) async fn start() -> Self {
+        let network = MemoryNetwork::new();
+        let peers: Vec<Peer> = NAMES.iter().map(|name| Peer::new(*name, "")).collect();
+        let mut nodes = Vec::new();
+        for name in NAMES {
+            let builder = Cluster::builder(name)
+                .in_memory()
+                .transport(network.transport(name))
+                .formation(Formation::Peers(peers.clone()))
+                .runtime(Runtime::Current)
+                .timing(Timing::fast());
+            nodes.push(builder.await.expect("starts"));
+        }
+        for node in &nodes {
+            node.ready().await.expect("forms");
+        }
+        Trio { network, nodes }
+    }
+
+    /// The place of the node that leads and that another one follows.
+    pub(crate) async fn leader(&self) -> usize {
+        let mut leader = None;
+        until("a leader with a follower", || {
+            let leads = |node: &Cluster| node.status().is_leader;
+            leader = self.nodes.iter().position(|node| {
+                let followed = |other: &Cluster| !leads(other) && other.status().leader == Some(node.status().id);
+                leads(node) && self.nodes.iter().any(followed)
+            });
+            leader.is_some()
+        })
+        .await;
+        leader.expect("waited for")
+    }
+
+    /// The places of the leader and of the others.
+    pub(crate) async fn roles(&self) -> (usize, usize, usize) {
+        let leader = self.leader().await;
+        (leader, (leader + 1) % 3, (leader + 2) % 3)
+    }
+
+    /// Cuts the node at `place` off from the others.
+    pub(crate) fn isolate(&self, place: usize) {
+        self.network.isolate(NAMES[place]);
+    }
+
+    pub(crate) async fn stop(self) {
+        self.network.heal();
+        for node in &self.nodes {
+            node.shutdown().await.expect("stops");
+        }
+    }
+}
+
+/// Lets virtual time pass until `condition` holds.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    eventually(what, || std::future::ready(condition())).await;
+}
+
+/// As [`until`], for a condition that has to be asked for.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = rt::Instant::now() + HUNG;
+    while !condition().await {
+        assert!(rt::Instant::now() < deadline, "after {HUNG:?} there is still not: {what}");
+        rt::sleep(Duration::from_millis(1)).await;
+    }
+}
