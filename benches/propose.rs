@@ -11,7 +11,7 @@ use quorate::internals::counters;
 use quorate::{Cluster, Raw};
 use support::cluster::{KEYS, Nodes, key, value};
 use support::disk::Limit;
-use support::{DataDir, Options, Sample, Wanted, bar, callers, header};
+use support::{DataDir, Options, Sample, Wanted, bar, callers, header, processor_seconds};
 
 const CALLERS: [usize; 5] = [1, 16, 64, 256, 1024];
 
@@ -24,17 +24,24 @@ fn main() {
 
 async fn run(options: Options, directory: &DataDir) {
     let mut limit = Limit::new();
-    limit.measure(directory.path(), options.quick);
+    if !options.bare {
+        limit.measure(directory.path(), options.quick);
+    }
     let nodes = Nodes::start(directory.path()).await;
-    nodes.fill(KEYS).await;
+    nodes.fill(if options.bare { 0 } else { KEYS }).await;
     let mut writes = BTreeMap::new();
     for (name, node) in nodes.named() {
-        for count in CALLERS {
+        for count in CALLERS.into_iter().filter(|count| options.includes(name, *count)) {
             let sample = case(options, &nodes, name, &node, count).await;
             writes.insert((name, count), sample);
         }
         // Between the cases too: the disk of a shared machine is not the same all the time.
-        limit.measure(directory.path(), options.quick);
+        if !options.bare {
+            limit.measure(directory.path(), options.quick);
+        }
+    }
+    if writes.len() < 2 * CALLERS.len() {
+        return nodes.stop().await;
     }
     let one = read_case(options, &nodes, 1).await;
     let many = read_case(options, &nodes, 64).await;
@@ -50,19 +57,23 @@ async fn case(options: Options, nodes: &Nodes, name: &str, node: &Cluster, count
             node.set(key(random % KEYS), &value).await.expect("the write is carried out");
         }
     };
-    let mut edges = Vec::new();
-    let sample =
-        callers(options, count, write, || edges.push(nodes.all.iter().map(counters).collect::<Vec<_>>())).await;
+    let (mut edges, mut used) = (Vec::new(), Vec::new());
+    let at_edges = || {
+        edges.push(nodes.all.iter().map(counters).collect::<Vec<_>>());
+        used.push(processor_seconds());
+    };
+    let sample = callers(options, count, write, at_edges).await;
     let during = |of: fn(&quorate::internals::Counters) -> u64| -> f64 {
         let sum = |edge: &[quorate::internals::Counters]| edge.iter().map(of).sum::<u64>();
         (sum(&edges[1]) - sum(&edges[0])) as f64
     };
     let (syncs, entries) = (during(|now| now.log_syncs), during(|now| now.applied));
     println!(
-        "propose callers={count} node={name} {} syncs_per_s={:.0} entries_per_sync={:.1}{}",
+        "propose callers={count} node={name} {} syncs_per_s={:.0} entries_per_sync={:.1} cpu_us_per_op={:.1}{}",
         sample.line(),
         syncs / sample.seconds,
         entries / syncs,
+        (used[1] - used[0]) * 1e6 / sample.count() as f64,
         if nodes.have_changed() { " leader_changed=true" } else { "" },
     );
     sample

@@ -13,34 +13,36 @@ use quorate::Cluster;
 use support::cluster::fill;
 use support::{DataDir, Options, header};
 
-/// Set for the child process: the directory that it works on.
-const CHILD: &str = "QUORATE_BENCH_RECOVERY_CHILD";
+/// Set for a child process: the directory that it works on.
+const DIRECTORY: &str = "QUORATE_BENCH_RECOVERY_DIRECTORY";
+/// And what it does there.
+const WORK: &str = "QUORATE_BENCH_RECOVERY_WORK";
 
 fn main() {
     let options = Options::from_args();
     let keys = if options.quick { 100_000 } else { 1_000_000 };
-    let runtime = options.runtime();
-    if let Some(directory) = std::env::var_os(CHILD) {
-        return runtime.block_on(child(Path::new(&directory), keys));
+    if let (Some(directory), Ok(work)) = (std::env::var_os(DIRECTORY), std::env::var(WORK)) {
+        return options.runtime().block_on(child(Path::new(&directory), &work, keys));
     }
     header("recovery", "opening a node of one with keys of 256 bytes, the files in the system's cache", options);
     let directory = DataDir::new("recovery");
-    let path = directory.path().join("node");
-    for how in ["crash", "clean"] {
+    for work in ["fill and crash", "open after crash", "write and close", "open after close"] {
         let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-        command.args(std::env::args().skip(1)).arg(how).env(CHILD, &path);
-        assert!(command.status().expect("it runs again").success(), "the child failed");
-        runtime.block_on(open(&path, how, keys));
+        command.args(std::env::args().skip(1)).env(WORK, work).env(DIRECTORY, directory.path().join("node"));
+        assert!(command.status().expect("it runs again").success(), "the child that was to {work} failed");
     }
 }
 
-/// Fills the directory, or writes a little to what is there, and ends as it is told.
-async fn child(path: &Path, keys: u64) {
-    let clean = std::env::args().any(|arg| arg == "clean");
-    let node = start(path).await;
-    fill(&node, if clean { 1000 } else { keys }).await;
-    if clean {
-        node.shutdown().await.expect("it shuts down");
+/// Each step has a process of its own, so that a crash is one, and memory is counted from nothing.
+async fn child(path: &Path, work: &str, keys: u64) {
+    match work {
+        "fill and crash" => fill(&start(path).await, keys).await,
+        "write and close" => {
+            let node = start(path).await;
+            fill(&node, 1000).await;
+            node.shutdown().await.expect("it shuts down");
+        }
+        opening => open(path, opening.rsplit(' ').next().expect("a word"), keys).await,
     }
     // Without a destructor of ours: as a kill would leave it.
     std::process::exit(0);

@@ -16,19 +16,38 @@ use std::time::{Duration, Instant};
 /// Values as a service keeps them: a few hundred bytes.
 pub const VALUE_BYTES: usize = 256;
 
-/// What the command line asks for: `cargo bench --features internals --bench NAME -- [--quick] [--current-thread]`.
+/// What the command line asks for: `-- [--quick] [--current-thread] [--callers N] [--node leader|follower] [--bare]`.
 #[derive(Copy, Clone, Debug)]
 pub struct Options {
     /// Shorter and fewer cases: under a minute.
     pub quick: bool,
     /// The callers run on a runtime of one thread instead of two workers.
     pub current_thread: bool,
+    /// Only the cases with so many callers.
+    pub callers: Option<usize>,
+    /// Only the cases on the follower, or only those on the leader.
+    pub follower: Option<bool>,
+    /// Without filling the store and measuring the disk first: for profilers.
+    pub bare: bool,
 }
 
 impl Options {
     pub fn from_args() -> Self {
         let given = |flag: &str| std::env::args().any(|arg| arg == flag);
-        Options { quick: given("--quick"), current_thread: given("--current-thread") }
+        let after = |flag: &str| std::env::args().skip_while(|arg| arg != flag).nth(1);
+        Options {
+            quick: given("--quick"),
+            current_thread: given("--current-thread"),
+            callers: after("--callers").and_then(|number| number.parse().ok()),
+            bare: given("--bare"),
+            follower: after("--node").map(|name| name == "follower"),
+        }
+    }
+
+    /// Whether this case is asked for.
+    pub fn includes(&self, node: &str, callers: usize) -> bool {
+        self.callers.is_none_or(|only| only == callers)
+            && self.follower.is_none_or(|follower| follower == (node == "follower"))
     }
 
     /// How long a case is measured.
@@ -75,11 +94,19 @@ fn load() -> String {
     text.split(' ').next().unwrap_or("?").to_owned()
 }
 
+/// Seconds of processor time this process has used, in all its threads.
+pub fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    // Fields 14 and 15, in ticks of 10 ms on every Linux in use; the state is field 3.
+    after_name.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
 /// Prints whether `value` reaches what is wanted of it. Nothing fails on it.
 pub fn bar(name: &str, value: f64, wanted: Wanted) {
     let (text, ok) = match wanted {
-        Wanted::AtLeast(least) => (format!(">={least}"), value >= least),
-        Wanted::AtMost(most) => (format!("<={most}"), value <= most),
+        Wanted::AtLeast(least) => (format!(">={least:.2}"), value >= least),
+        Wanted::AtMost(most) => (format!("<={most:.2}"), value <= most),
     };
     println!("bar name={name} value={value:.2} wanted={text} ok={ok}");
 }
@@ -183,7 +210,13 @@ where
             tokio::spawn(async move {
                 let mut chance = Chance::new(caller as u64 + 1);
                 let mut times = Vec::new();
+                let mut done = 0_u64;
                 while !over.load(Ordering::Relaxed) {
+                    done += 1;
+                    // Some operations are done at once, and a caller that never waits starves the others.
+                    if done.is_multiple_of(64) {
+                        tokio::task::yield_now().await;
+                    }
                     let started = Instant::now();
                     operation(chance.below(u64::MAX)).await;
                     // Counted if it ends in the measured time, so that slow operations are not left out.
