@@ -1,12 +1,15 @@
 //! Three nodes in one task on a paused clock, with a network that can be cut: what tests of whole clusters stand on.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::cluster::Cluster;
-use crate::config::{Runtime, Timing};
+use crate::config::{Runtime, TestDrive, Timing};
 use crate::node::Formation;
 use crate::rt;
+use crate::rt::worker::Drive;
 use crate::transport::MemoryNetwork;
 use crate::types::Peer;
 
@@ -19,26 +22,34 @@ pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
 pub(crate) struct Trio {
     pub(crate) network: MemoryNetwork,
     pub(crate) nodes: Vec<Cluster>,
+    /// Milliseconds that every step of every storage engine takes.
+    disk_ms: Arc<AtomicU64>,
 }
 
 impl Trio {
     pub(crate) async fn start() -> Self {
         let network = MemoryNetwork::new();
         let peers: Vec<Peer> = NAMES.iter().map(|name| Peer::new(*name, "")).collect();
-        let mut nodes = Vec::new();
+        let (mut nodes, disk_ms) = (Vec::new(), Arc::new(AtomicU64::new(0)));
         for name in NAMES {
             let builder = Cluster::builder(name)
                 .in_memory()
                 .transport(network.transport(name))
                 .formation(Formation::Peers(peers.clone()))
                 .runtime(Runtime::Current)
-                .timing(Timing::fast());
+                .timing(Timing::fast())
+                .settings(|settings| settings.drive = disk_of(disk_ms.clone()));
             nodes.push(builder.await.expect("starts"));
         }
         for node in &nodes {
             node.ready().await.expect("forms");
         }
-        Trio { network, nodes }
+        Trio { network, nodes, disk_ms }
+    }
+
+    /// Lets every step of every storage engine take this long from now on.
+    pub(crate) fn slow_disks(&self, each_step: Duration) {
+        self.disk_ms.store(each_step.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// The place of the node that leads and that another one follows.
@@ -69,10 +80,23 @@ impl Trio {
 
     pub(crate) async fn stop(self) {
         self.network.heal();
+        self.slow_disks(Duration::ZERO);
         for node in &self.nodes {
             node.shutdown().await.expect("stops");
         }
     }
+}
+
+fn disk_of(step_ms: Arc<AtomicU64>) -> TestDrive {
+    TestDrive(Some(Drive::Delayed(Arc::new(move || {
+        let step_ms = step_ms.clone();
+        Box::pin(async move {
+            match step_ms.load(Ordering::Relaxed) {
+                0 => {}
+                ms => rt::sleep(Duration::from_millis(ms)).await,
+            }
+        })
+    }))))
 }
 
 /// Lets virtual time pass until `condition` holds.

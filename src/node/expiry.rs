@@ -124,6 +124,7 @@ impl Leases {
         self.changed.notify_one();
     }
 
+    #[cfg(test)]
     pub(super) fn ttl_ms(&self, lease: LeaseId) -> Option<u64> {
         self.lock().ttl_ms.get(&lease).copied()
     }

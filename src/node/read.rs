@@ -76,6 +76,8 @@ impl Node {
     /// Runs rounds until nobody waits.
     async fn run_rounds(self: Arc<Self>) {
         loop {
+            // Readers that were released together come back together: those who are ready to run get to join.
+            rt::yield_now().await;
             let joined = {
                 let mut waiting = self.rounds.state.lock().expect("no panic while held");
                 if waiting.next.is_empty() {

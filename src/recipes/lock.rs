@@ -463,8 +463,9 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a name or ttl out of range. [`Error::NotApplied`] when the [`Lock::timeout`] is over, the cluster
-    /// did not answer, or too many wait already. [`Error::LeaseNotFound`] if the session ended meanwhile. [`Error::Fenced`] if
-    /// somebody deleted the claim meanwhile.
+    /// did not answer, or too many wait already. [`Error::LeaseNotFound`] if the session ended meanwhile; a lock's own one does
+    /// when this node is cut off for longer than the ttl: call again, at the end of the line. [`Error::Fenced`] if somebody
+    /// deleted the claim meanwhile.
     /// # Cancel safety
     /// Dropping the future withdraws the claim in the background, whether it was still being placed, waiting, or just granted.
     /// # Examples

@@ -42,7 +42,8 @@ async fn a_leader_without_a_quorum_acknowledges_no_renewal() {
 }
 
 /// L1, L5. The schedule of the design: an expiry reaches one follower, its leader is cut off, and that follower leads next.
-/// Whatever it says of the lease must hold once the entry, which is now its own to commit, is applied.
+/// Whatever it says of the lease must hold once the entry, which is now its own to commit, is applied; and its disk is slow, so
+/// that it is confirmed as the leader long before that.
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_acknowledges_no_renewal_before_it_has_applied_its_predecessors_expiry() {
     let trio = Trio::start().await;
@@ -61,6 +62,7 @@ async fn a_new_leader_acknowledges_no_renewal_before_it_has_applied_its_predeces
     until("the expiry has reached the next leader", || last_index(node) > before).await;
     assert!(node.leases.ttl_ms(lease).is_some(), "it is not committed");
     trio.isolate(old);
+    trio.slow_disks(ms(30));
     let mut renewed = Vec::new();
     let gone_at = loop {
         match rt::timeout(ms(500), node.serve_keep_alive(vec![lease])).await {
