@@ -33,6 +33,8 @@ use crate::types::{NodeId, NodeInfo, Peer};
 /// Append frames under way to one peer at a time. More does not help where a round trip is shorter than an fsync, and
 /// splits the follower's batches.
 pub(crate) const APPEND_WINDOW: usize = 4;
+/// How many times longer than a heartbeat an append may take, the follower's fsync included: 1.5 s at the default timing.
+const APPEND_PATIENCE: u32 = 10;
 /// How long one step of a snapshot may take to be acknowledged before it is sent again.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often one chunk is sent before the transfer is given up and started anew by the library.
@@ -90,6 +92,15 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// How long an append frame may take. The library's limit follows from the heartbeat interval, and suits heartbeats; an
+    /// append is answered only when the follower has synced it, which a busy disk may take much longer for.
+    fn append_limit(&self, option: &RPCOption) -> Duration {
+        match self.lane {
+            Lane::Append => option.soft_ttl() * APPEND_PATIENCE,
+            _ => option.soft_ttl(),
+        }
+    }
+
     /// Where a vote or a handover goes, whatever this client's lane is.
     async fn ask_control(&self, request: &Request, option: &RPCOption) -> Result<Reply, Rpc> {
         let asked = self.link.ask(&self.peer, Some(self.target), Lane::Control, request, option.soft_ttl()).await;
@@ -210,7 +221,8 @@ impl RaftNetworkV2<Config> for Client {
     ) -> Result<AppendEntriesResponse<Config>, Rpc> {
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         let request = append_request(stream, 0, &request);
-        Self::append(self.link.clone(), self.peer.clone(), self.target, self.lane, request, option.soft_ttl()).await
+        Self::append(self.link.clone(), self.peer.clone(), self.target, self.lane, request, self.append_limit(&option))
+            .await
     }
 
     fn stream_append<'s, S>(
@@ -222,7 +234,7 @@ impl RaftNetworkV2<Config> for Client {
         S: Stream<Item = AppendEntriesRequest<Config>> + Send + Unpin + 'static,
     {
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
-        let limit = option.soft_ttl();
+        let limit = self.append_limit(&option);
         let this = &*self;
         let answers = input
             .enumerate()
