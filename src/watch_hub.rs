@@ -149,7 +149,7 @@ pub(crate) struct Subscription {
 impl Subscription {
     /// What has changed in the watched range behind `place`; pending if nothing has.
     ///
-    /// The place is the caller's own: whatever it has not moved past it will be given again. A place that lies in the
+    /// The place is the caller's own: what was handed out is not handed out again. A place that lies in the
     /// future hands out nothing at or below it.
     pub(crate) fn poll_next(&self, place: Revision, cx: &mut Context<'_>) -> Poll<Next> {
         // Cloned here, and what it replaces dropped behind the guard: both may run arbitrary code.

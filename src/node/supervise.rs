@@ -160,7 +160,7 @@ impl Node {
 
     /// Stops the node in order: no new work, leadership handed over, consensus stopped, both files closed.
     ///
-    /// Whoever calls it second waits for nothing and finds the node stopping.
+    /// Whoever calls it second waits until the first call has stopped the node.
     pub(crate) async fn shutdown(self: &Arc<Self>) {
         if self.stopping.swap(true, Ordering::AcqRel) {
             let mut status = self.status.subscribe();
