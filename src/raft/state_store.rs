@@ -145,7 +145,7 @@ impl RaftStateMachine<Config> for StateMachine {
         if self.state.current_snapshot().is_none() {
             return Ok(None);
         }
-        let reader = self.state.read_snapshot()?;
+        let reader = wait(|done| self.state.whole(done)).await?.read_snapshot()?;
         let meta = snapshot_meta(reader.meta());
         Ok(Some(Snapshot { meta, snapshot: SnapshotData::Local(Box::new(reader)) }))
     }
@@ -156,10 +156,10 @@ impl RaftSnapshotBuilder<Config> for StateMachine {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         // The library purges the log on the strength of this answer, so it is given only after a durable checkpoint.
-        let meta: SnapshotMeta = wait(|done| self.state.build_snapshot(done)).await?;
-        tracing::debug!(applied = ?meta.last_applied, "snapshot taken");
-        let reader = self.state.read_snapshot()?;
-        Ok(Snapshot { meta: snapshot_meta(&meta), snapshot: SnapshotData::Local(Box::new(reader)) })
+        let view = wait(|done| self.state.build_snapshot(done)).await?;
+        tracing::debug!(applied = ?view.applied, "snapshot taken");
+        let reader = view.read_snapshot()?;
+        Ok(Snapshot { meta: snapshot_meta(reader.meta()), snapshot: SnapshotData::Local(Box::new(reader)) })
     }
 }
 

@@ -20,7 +20,7 @@ use crate::command::{Effects, Response};
 use crate::error::StorageError;
 use crate::format::snapshot::SnapshotMeta;
 use crate::rt::worker::{Drive, Driver, Mailbox, drive_from};
-use crate::storage::snapshot::{SnapshotReader, SnapshotRefused, StageId};
+use crate::storage::snapshot::{SnapshotRefused, StageId};
 use crate::storage::state_engine::StateEngine;
 use crate::storage::view::View;
 use crate::types::{LogEntry, LogId};
@@ -112,25 +112,23 @@ impl StateStore {
         self.push(Op::Tick { now });
     }
 
-    /// Makes everything applied so far durable, and remembers that position as the current snapshot.
-    pub(crate) fn build_snapshot(&self, done: Answer<SnapshotMeta>) {
+    /// Makes everything applied so far durable, and remembers that position as the current snapshot. The answer shows it
+    /// and can be read in chunks.
+    pub(crate) fn build_snapshot(&self, done: Answer<Arc<View>>) {
         self.push(Op::Build { done });
+    }
+
+    /// The present state, to be read in chunks ([`View::read_snapshot`]). What has been overwritten meanwhile stays on disk
+    /// for as long as somebody reads it.
+    pub(crate) fn whole(&self, done: Answer<Arc<View>>) {
+        self.push(Op::Whole { done });
     }
 
     /// The snapshot last built or installed.
     ///
-    /// Its rows are not kept: [`StateStore::read_snapshot`] reads the present, which is never older.
+    /// Its rows are not kept: [`StateStore::whole`] shows the present, which is never older.
     pub(crate) fn current_snapshot(&self) -> Option<SnapshotMeta> {
         self.shared.snapshot.lock().expect("no holder of the lock panics").clone()
-    }
-
-    /// Opens the present state for reading it in chunks. What has been overwritten meanwhile stays on disk until the
-    /// reader is dropped.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub(crate) fn read_snapshot(&self) -> Result<SnapshotReader, StorageError> {
-        self.view().read_snapshot()
     }
 
     /// Prepares for the chunks of a snapshot. One that was being received is given up.
@@ -209,7 +207,8 @@ pub(crate) enum Op {
     Apply { entries: Vec<LogEntry>, done: Answer<Vec<Applied>> },
     Checkpoint { done: Answer<()> },
     Tick { now: Duration },
-    Build { done: Answer<SnapshotMeta> },
+    Build { done: Answer<Arc<View>> },
+    Whole { done: Answer<Arc<View>> },
     StageBegin { meta: SnapshotMeta, done: Answer<StageId> },
     StageChunk { stage: StageId, index: u64, bytes: Bytes, done: Answer<u64, StageError> },
     StageFinish { stage: StageId, done: Answer<(), StageError> },
@@ -223,7 +222,7 @@ impl Op {
             Op::Apply { done, .. } => done(Err(error)),
             Op::Checkpoint { done } | Op::Close { done } => done(Err(error)),
             Op::Tick { .. } => {}
-            Op::Build { done } => done(Err(error)),
+            Op::Build { done } | Op::Whole { done } => done(Err(error)),
             Op::StageBegin { done, .. } => done(Err(error)),
             Op::StageChunk { done, .. } => done(Err(error.into())),
             Op::StageFinish { done, .. } => done(Err(error.into())),

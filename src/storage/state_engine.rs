@@ -11,6 +11,8 @@
 //!   that were replaced, and consensus could not be started on the two ever again.
 //! * *Fail-stop.* The first error, and any panic, poisons the node: this and every later operation fails, nothing is
 //!   written any more.
+//! * *Whole when durable.* Remembered answers stay in memory ([`Answers`]) until the next durable commit, and no commit is
+//!   durable without them.
 //! * A queued batch waits for at most one slice of tidying up, and for a durable commit when one is due.
 
 use std::collections::VecDeque;
@@ -34,7 +36,9 @@ use crate::storage::log::Log;
 use crate::storage::poison::Poison;
 use crate::storage::snapshot::Stage;
 use crate::storage::state::{Answer, Applied, FILE, Installed, Op, Shared, StageError, StateStore};
-use crate::storage::state_rows::{Naming, PastRows, TxnRows, definition, disk, read_position, undamaged};
+use crate::storage::state_rows::{
+    Answers, LiveRows, Naming, PastRows, TxnRows, definition, disk, read_position, undamaged,
+};
 use crate::storage::view::{Alarm, LiveViews, View};
 use crate::types::{LogEntry, LogId, Membership, Payload, Revision, StoredMembership};
 
@@ -43,10 +47,10 @@ use crate::types::{LogEntry, LogId, Membership, Payload, Revision, StoredMembers
 /// Together with [`CHECKPOINT_BYTES`] it bounds what is replayed after a crash, and how far the file can grow: a commit
 /// without a sync cannot reuse the pages of the last durable one. What tidying up removes counts as well, a slice for as
 /// much as it may hold.
-pub(crate) const CHECKPOINT_ENTRIES: u64 = 4096;
+pub(crate) const CHECKPOINT_ENTRIES: u64 = 8192;
 
 /// As [`CHECKPOINT_ENTRIES`], for the bytes of the entries and of arriving snapshots.
-pub(crate) const CHECKPOINT_BYTES: u64 = 4 << 20;
+pub(crate) const CHECKPOINT_BYTES: u64 = 8 << 20;
 
 /// Records that one slice of a sweep removes at most.
 pub(crate) const SWEEP_RECORDS: usize = 1024;
@@ -59,6 +63,7 @@ pub(crate) struct StateEngine {
     shared: Arc<Shared>,
     alarm: Alarm,
     state: State,
+    answers: Answers,
     /// Position and membership as of the last committed batch.
     position: SnapshotMeta,
     unsynced: Unsynced,
@@ -103,7 +108,7 @@ struct Due {
 
 enum Durable {
     Checkpoint(Option<Answer<()>>),
-    Build(Answer<SnapshotMeta>),
+    Build(Answer<Arc<View>>),
     Install(Box<Stage>, Answer<Installed, StageError>),
     Close(Answer<()>),
 }
@@ -144,7 +149,7 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
     let state = State::load(&rows)?;
     let leftovers = Leftovers::find(&db)?;
     let alarm = Alarm::new(poison.clone());
-    let view = Arc::new(View::new(rows, &state, position.clone(), alarm.clone()));
+    let view = Arc::new(View::new(rows, true, &state, position.clone(), alarm.clone()));
     let mut views = LiveViews::default();
     views.published(&view);
     let shared = Arc::new(Shared::new(view, position.last_applied, snapshot));
@@ -156,6 +161,7 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
         shared,
         alarm,
         state,
+        answers: Answers::default(),
         position,
         unsynced: Unsynced::default(),
         due: None,
@@ -202,6 +208,7 @@ impl StateEngine {
             Op::Checkpoint { done } => self.schedule(Durable::Checkpoint(Some(done))),
             Op::Tick { now } => self.views.tick(now),
             Op::Build { done } => self.schedule(Durable::Build(done)),
+            Op::Whole { done } => done(self.guarded("read a snapshot", StateEngine::whole)),
             Op::StageBegin { meta, done } => done(self.guarded("begin a snapshot", |engine| engine.stage_begin(meta))),
             Op::StageChunk { stage, index, bytes, done } => {
                 let taken = self.guarded("stage a chunk", |engine| engine.stage_chunk(stage, index, bytes));
@@ -226,9 +233,9 @@ impl StateEngine {
         let entries = entries.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
         let mut position = self.position.clone();
         let mut bytes = 0;
-        let state = &mut self.state;
+        let (state, answers) = (&mut self.state, &mut self.answers);
         let applied = transact(self.db.as_ref(), Durability::None, |txn| {
-            let mut rows = TxnRows::open(txn, live_table).map_err(disk)?;
+            let mut rows = LiveRows::new(TxnRows::new(txn, live_table), answers);
             let mut applied = Vec::with_capacity(entries.len());
             for entry in &entries {
                 advance(&mut position, entry)?;
@@ -261,7 +268,8 @@ impl StateEngine {
         let db = self.db.as_ref().ok_or_else(closed);
         let rows =
             db.and_then(|db| past_rows(db, live_table)).map_err(|error| StorageError::new(FILE, "read", error))?;
-        let view = Arc::new(View::new(rows, &self.state, self.position.clone(), self.alarm.clone()));
+        let (whole, position) = (self.answers.is_empty(), self.position.clone());
+        let view = Arc::new(View::new(rows, whole, &self.state, position, self.alarm.clone()));
         self.views.published(&view);
         self.shared.publish_view(view);
         Ok(())
@@ -327,18 +335,33 @@ impl StateEngine {
         db.close().map_err(|error| StorageError::new(FILE, "close", error))
     }
 
-    fn build(&mut self) -> Result<SnapshotMeta, StorageError> {
+    fn build(&mut self) -> Result<Arc<View>, StorageError> {
         let meta = self.position.clone();
         self.commit_durably(|txn| put_position(txn, SNAPSHOT, &encode_meta(&meta)))?;
-        self.shared.publish_snapshot(meta.clone());
-        Ok(meta)
+        self.shared.publish_snapshot(meta);
+        self.whole()
+    }
+
+    /// Publishes a view whose rows are complete, for a snapshot to be read from.
+    fn whole(&mut self) -> Result<Arc<View>, StorageError> {
+        if !self.answers.is_empty() {
+            let answers = &mut self.answers;
+            transact(self.db.as_ref(), Durability::None, |txn| answers.write(&mut TxnRows::new(txn, live_table)))?;
+            self.unsynced.add(0, 0);
+        }
+        self.publish()?;
+        Ok(self.shared.view())
     }
 
     fn commit_durably(
         &mut self,
         write: impl FnOnce(&WriteTransaction) -> Result<(), RowError>,
     ) -> Result<(), StorageError> {
-        transact(self.db.as_ref(), Durability::Immediate, write)?;
+        let answers = &mut self.answers;
+        transact(self.db.as_ref(), Durability::Immediate, |txn| {
+            answers.write(&mut TxnRows::new(txn, live_table))?;
+            write(txn)
+        })?;
         self.synced();
         Ok(())
     }
@@ -367,9 +390,9 @@ impl StateEngine {
     }
 
     fn sweep_slice(&mut self, up_to: Revision) -> Result<(), StorageError> {
-        let state = &mut self.state;
+        let (state, answers) = (&mut self.state, &mut self.answers);
         let more = transact(self.db.as_ref(), Durability::None, |txn| {
-            let mut rows = TxnRows::open(txn, live_table).map_err(disk)?;
+            let mut rows = LiveRows::new(TxnRows::new(txn, live_table), answers);
             state.sweep(&mut rows, up_to, SWEEP_RECORDS)
         })?;
         self.unsynced.add(SWEEP_RECORDS as u64, 0);
@@ -420,9 +443,9 @@ impl StateEngine {
 impl Drop for StateEngine {
     fn drop(&mut self) {
         self.alarm.disarm();
-        // redb makes pending commits durable when a database is dropped, which is a durable commit like any other: not
-        // before the log. Closing in order leaves nothing pending; this is for an engine that is simply let go.
-        if self.unsynced.commits > 0 && self.log.behind().is_some() {
+        // redb makes pending commits durable when a database is dropped, without the answers and perhaps before the log.
+        // Closing in order leaves nothing pending; this is for an engine that is simply let go.
+        if self.unsynced.commits > 0 {
             self.poison.power_off();
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! Only names of tables decide whether these are the live rows or those of a snapshot on its way in.
 
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -26,93 +28,177 @@ pub(crate) fn definition(name: &str) -> TableDefinition<'_, &'static [u8], &'sta
     TableDefinition::new(name)
 }
 
-/// The tables of one write transaction, opened once for all entries applied in it.
+/// The tables of one write transaction, each opened (and created) when it is first needed: a batch touches few of them.
 pub(crate) struct TxnRows<'txn> {
-    records: BytesTable<'txn>,
-    meta: BytesTable<'txn>,
-    lease: BytesTable<'txn>,
-    client: BytesTable<'txn>,
-    answer: BytesTable<'txn>,
-    local: BytesTable<'txn>,
+    txn: &'txn WriteTransaction,
+    name: Naming,
+    tables: [OnceCell<BytesTable<'txn>>; Part::ALL.len()],
 }
 
 impl<'txn> TxnRows<'txn> {
-    /// Opens the tables, creating those that are not there.
-    pub(crate) fn open(txn: &'txn WriteTransaction, name: Naming) -> Result<Self, TableError> {
-        let open = |part| txn.open_table(definition(name(part)));
-        Ok(TxnRows {
-            records: open(Part::Records)?,
-            meta: open(Part::Meta)?,
-            lease: open(Part::Lease)?,
-            client: open(Part::Client)?,
-            answer: open(Part::Answer)?,
-            local: open(Part::Local)?,
-        })
+    pub(crate) fn new(txn: &'txn WriteTransaction, name: Naming) -> Self {
+        TxnRows { txn, name, tables: Default::default() }
+    }
+
+    /// Creates the tables that are not there.
+    pub(crate) fn create(txn: &'txn WriteTransaction, name: Naming) -> Result<(), RowError> {
+        let rows = TxnRows::new(txn, name);
+        Part::ALL.into_iter().try_for_each(|part| rows.table(part).map(drop))
     }
 
     pub(crate) fn put(&mut self, part: Part, key: &[u8], value: &[u8]) -> Result<(), RowError> {
-        self.table_mut(part).insert(key, value).map_err(disk)?;
+        self.table_mut(part)?.insert(key, value).map_err(disk)?;
         Ok(())
     }
 
-    fn table(&self, part: Part) -> &BytesTable<'txn> {
-        match part {
-            Part::Records => &self.records,
-            Part::Meta => &self.meta,
-            Part::Lease => &self.lease,
-            Part::Client => &self.client,
-            Part::Answer => &self.answer,
-            Part::Local => &self.local,
-        }
+    pub(crate) fn remove(&mut self, part: Part, key: &[u8]) -> Result<(), RowError> {
+        self.table_mut(part)?.remove(key).map_err(disk)?;
+        Ok(())
     }
 
-    fn table_mut(&mut self, part: Part) -> &mut BytesTable<'txn> {
-        match part {
-            Part::Records => &mut self.records,
-            Part::Meta => &mut self.meta,
-            Part::Lease => &mut self.lease,
-            Part::Client => &mut self.client,
-            Part::Answer => &mut self.answer,
-            Part::Local => &mut self.local,
+    fn table(&self, part: Part) -> Result<&BytesTable<'txn>, RowError> {
+        let cell = &self.tables[part as usize];
+        if cell.get().is_none() {
+            let opened = self.txn.open_table(definition((self.name)(part))).map_err(disk)?;
+            // Nobody else fills it meanwhile: a transaction is one thread's.
+            let _ = cell.set(opened);
+        }
+        Ok(cell.get().expect("filled above"))
+    }
+
+    fn table_mut(&mut self, part: Part) -> Result<&mut BytesTable<'txn>, RowError> {
+        self.table(part)?;
+        Ok(self.tables[part as usize].get_mut().expect("opened above"))
+    }
+}
+
+/// Answers that are not in the database yet, and those that are and should be no longer.
+///
+/// An answer is of use until its caller has it, which is some milliseconds; the next durable commit comes later than that.
+/// So most answers are never written at all: what a crash loses, replaying the log brings back. [`Answers::write`] goes
+/// with every durable commit, so that what is durable is always whole, and before a snapshot is read.
+///
+/// Bounded by what may be applied between two durable commits.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    pending: BTreeMap<Box<[u8]>, Pending>,
+}
+
+#[derive(Debug)]
+enum Pending {
+    /// To be written; the database has no row of this key.
+    New(Bytes),
+    /// To be removed from the database.
+    Gone,
+}
+
+impl Answers {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Brings the database up to date.
+    pub(crate) fn write(&mut self, rows: &mut TxnRows<'_>) -> Result<(), RowError> {
+        for (key, pending) in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::New(row) => rows.put(Part::Answer, &key, &row)?,
+                Pending::Gone => rows.remove(Part::Answer, &key)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all of it: the database has been replaced by another one.
+    pub(crate) fn clear(&mut self) {
+        self.pending.clear();
+    }
+
+    fn put(&mut self, key: &[u8], row: &[u8]) {
+        let replaced = self.pending.insert(key.into(), Pending::New(Bytes::copy_from_slice(row)));
+        assert!(replaced.is_none(), "an answer is written once: {key:?}");
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        if !matches!(self.pending.remove(key), Some(Pending::New(_))) {
+            self.pending.insert(key.into(), Pending::Gone);
         }
     }
 }
 
-impl RowsRead for TxnRows<'_> {
+/// The rows as the state machine sees them while it applies: the tables of one write transaction, with the answers that
+/// have not been written to them.
+pub(crate) struct LiveRows<'a, 'txn> {
+    rows: TxnRows<'txn>,
+    answers: &'a mut Answers,
+}
+
+impl<'a, 'txn> LiveRows<'a, 'txn> {
+    pub(crate) fn new(rows: TxnRows<'txn>, answers: &'a mut Answers) -> Self {
+        LiveRows { rows, answers }
+    }
+}
+
+impl RowsRead for LiveRows<'_, '_> {
     fn record(&self, id: RecordId) -> Result<Option<Bytes>, RowError> {
-        value(&self.records, &record_key(id))
+        value(self.rows.table(Part::Records)?, &record_key(id))
     }
 
     fn row(&self, space: RowSpace, key: &[u8]) -> Result<Option<Bytes>, RowError> {
-        value(self.table(space.into()), key)
+        let pending = if space == RowSpace::Answer { self.answers.pending.get(key) } else { None };
+        match pending {
+            Some(Pending::New(row)) => Ok(Some(row.clone())),
+            Some(Pending::Gone) => Ok(None),
+            None => value(self.rows.table(space.into())?, key),
+        }
     }
 
     fn records_in(&self, ids: RangeInclusive<RecordId>, each: &mut EachRecord<'_>) -> Result<(), RowError> {
-        records_in(&self.records, ids, each)
+        records_in(self.rows.table(Part::Records)?, ids, each)
     }
 
     fn each_row(&self, space: RowSpace, each: &mut EachRow<'_>) -> Result<(), RowError> {
-        each_row(self.table(space.into()), each)
+        let table = self.rows.table(space.into())?;
+        if space != RowSpace::Answer {
+            return each_row(table, each);
+        }
+        let mut rows = BTreeMap::new();
+        each_row(table, &mut |key, row| {
+            rows.insert(key.to_vec(), row);
+            Ok(())
+        })?;
+        for (key, pending) in &self.answers.pending {
+            match pending {
+                Pending::New(row) => rows.insert(key.to_vec(), row.clone()),
+                Pending::Gone => rows.remove(&**key),
+            };
+        }
+        rows.into_iter().try_for_each(|(key, row)| each(&key, row))
     }
 }
 
-impl Rows for TxnRows<'_> {
+impl Rows for LiveRows<'_, '_> {
     fn put_record(&mut self, id: RecordId, record: &[u8]) -> Result<(), RowError> {
-        self.put(Part::Records, &record_key(id), record)
+        self.rows.put(Part::Records, &record_key(id), record)
     }
 
     fn remove_record(&mut self, id: RecordId) -> Result<(), RowError> {
-        self.records.remove(record_key(id).as_slice()).map_err(disk)?;
-        Ok(())
+        self.rows.remove(Part::Records, &record_key(id))
     }
 
     fn put_row(&mut self, space: RowSpace, key: &[u8], value: &[u8]) -> Result<(), RowError> {
-        self.put(space.into(), key, value)
+        if space == RowSpace::Answer {
+            self.answers.put(key, value);
+            return Ok(());
+        }
+        self.rows.put(space.into(), key, value)
     }
 
     fn remove_row(&mut self, space: RowSpace, key: &[u8]) -> Result<(), RowError> {
-        self.table_mut(space.into()).remove(key).map_err(disk)?;
-        Ok(())
+        if space == RowSpace::Answer {
+            self.answers.remove(key);
+            return Ok(());
+        }
+        self.rows.remove(space.into(), key)
     }
 }
 

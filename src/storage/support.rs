@@ -81,6 +81,11 @@ impl Node {
         ask(|done| self.store.apply(entries.to_vec(), done)).await
     }
 
+    /// The present state, complete.
+    pub(crate) async fn whole(&self) -> Arc<View> {
+        ask(|done| self.store.whole(done)).await.expect("the state engine runs")
+    }
+
     pub(crate) async fn checkpoint(&self) -> Result<(), StorageError> {
         ask(|done| self.store.checkpoint(done)).await
     }

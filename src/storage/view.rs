@@ -36,6 +36,8 @@ pub(crate) struct View {
     pub(crate) applied: Option<LogId>,
     pub(crate) counters: Counters,
     meta: SnapshotMeta,
+    /// Whether the rows hold the remembered answers too, which are of no use to anybody but a snapshot.
+    whole: bool,
     index: Arc<KeyIndex>,
     rows: Arc<PastRows>,
     alarm: Alarm,
@@ -44,7 +46,7 @@ pub(crate) struct View {
 impl View {
     /// `rows` must hold exactly what `state` saved last: a view of anything that is not committed yet would show an index
     /// without its records.
-    pub(crate) fn new(rows: PastRows, state: &State, meta: SnapshotMeta, alarm: Alarm) -> Self {
+    pub(crate) fn new(rows: PastRows, whole: bool, state: &State, meta: SnapshotMeta, alarm: Alarm) -> Self {
         debug_assert_eq!(
             read_position(&rows, APPLIED).map(Option::unwrap_or_default).map_err(|error| error.0),
             Ok(meta.clone()),
@@ -57,6 +59,7 @@ impl View {
             applied: meta.last_applied,
             counters,
             meta,
+            whole,
             index: state.index().clone(),
             rows: Arc::new(rows),
             alarm,
@@ -140,7 +143,11 @@ impl View {
     }
 
     /// Opens this moment for reading it in chunks. Needs the records only, so sweeps do not wait for it.
+    ///
+    /// # Panics
+    /// If the view is not one of [`StateStore::whole`](crate::storage::state::StateStore::whole).
     pub(crate) fn read_snapshot(&self) -> Result<SnapshotReader, StorageError> {
+        assert!(self.whole, "the rows at {:?} lack the remembered answers", self.applied);
         SnapshotReader::open(self.rows.clone(), self.meta.clone(), self.floor, self.alarm.clone())
     }
 

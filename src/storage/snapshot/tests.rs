@@ -50,7 +50,7 @@ fn an_installed_snapshot_is_the_state_it_was_read_from() {
     for end in [1, 5, 23, 41, 50, 57] {
         run(async {
             let sender = node_at(&entries[..end], true).await;
-            let view = sender.store.view();
+            let view = sender.whole().await;
             let meta = view.meta();
             let chunks = chunks(&view).unwrap();
             for behind in [0, end / 2] {
@@ -67,7 +67,7 @@ fn an_installed_snapshot_is_the_state_it_was_read_from() {
                 // What comes next, doubles of earlier commands among it, is answered alike.
                 let go_on = (sender.apply(&entries[end..]).await, receiver.apply(&entries[end..]).await);
                 assert_eq!(go_on.0.unwrap(), go_on.1.unwrap());
-                assert_eq!(moment(&receiver.store.view()).unwrap(), model[59], "after {end} entries, from {behind}");
+                assert_eq!(moment(&*receiver.whole().await).unwrap(), model[59], "after {end} entries, from {behind}");
                 if behind == 0 {
                     return;
                 }
@@ -81,7 +81,7 @@ fn a_snapshot_is_the_same_bytes_whatever_its_sender_has_swept() {
     let entries = history(60, 30);
     run(async {
         let (lazy, swept) = (node_at(&entries, true).await, node_at(&entries, false).await);
-        let (lazy, swept) = (lazy.store.view(), swept.store.view());
+        let (lazy, swept) = (lazy.whole().await, swept.whole().await);
         assert_ne!(told_by_rows(&lazy), told_by_rows(&swept), "there was nothing left to sweep");
         assert_eq!(chunks(&lazy).unwrap(), chunks(&swept).unwrap());
     });
@@ -99,9 +99,9 @@ fn told_by_rows(view: &View) -> usize {
 fn a_snapshot_is_of_its_moment_while_the_store_moves_on() {
     run(async {
         let sender = node_at(&large(), false).await;
-        let expected = chunks(&sender.store.view()).unwrap();
+        let expected = chunks(&*sender.whole().await).unwrap();
         assert!(expected.len() > 3, "{} chunks", expected.len());
-        let mut reader = sender.store.read_snapshot().unwrap();
+        let mut reader = sender.whole().await.read_snapshot().unwrap();
         let mut read = Vec::new();
         let mut next = 300;
         while let Some(chunk) = reader.next_chunk().unwrap() {
@@ -122,7 +122,7 @@ fn a_row_longer_than_a_chunk_travels_whole() {
         let value = "v".repeat(3 * crate::format::snapshot::CHUNK_BYTES);
         let entries = [entry(1, 0, put("a", "1")), entry(1, 1, put("b", &value)), entry(1, 2, put("c", "3"))];
         let sender = node_at(&entries, false).await;
-        let view = sender.store.view();
+        let view = sender.whole().await;
         let receiver = node();
         receiver.install(view.meta(), &chunks(&view).unwrap()).await.unwrap();
         let copied = receiver.store.view().get(b"b").unwrap().unwrap();
@@ -134,14 +134,14 @@ fn a_row_longer_than_a_chunk_travels_whole() {
 fn chunks_that_are_torn_doubled_corrupted_missing_or_of_another_snapshot_change_nothing() {
     run(async {
         let sender = node_at(&large(), false).await;
-        let view = sender.store.view();
+        let view = sender.whole().await;
         let (meta, good) = (view.meta(), chunks(&view).unwrap());
         let other = {
             sender.apply(&[entry(1, 300, put("k0", "other"))]).await.unwrap();
-            chunks(&sender.store.view()).unwrap()
+            chunks(&*sender.whole().await).unwrap()
         };
         let receiver = node_at(&history(30, 30), false).await;
-        let before = (moment(&receiver.store.view()).unwrap(), receiver.store.durable_applied());
+        let before = (moment(&*receiver.whole().await).unwrap(), receiver.store.durable_applied());
         let send = |stage, index, chunk: &Bytes| {
             let (store, chunk) = (receiver.store.clone(), chunk.clone());
             ask(move |done| store.stage_chunk(stage, index, chunk, done))
@@ -192,10 +192,10 @@ fn chunks_that_are_torn_doubled_corrupted_missing_or_of_another_snapshot_change_
         let relabelled = receiver.stage(wrong, &good).await;
         assert!(matches!(relabelled, Err(StageError::Refused(SnapshotRefused::Mismatch { .. }))), "{relabelled:?}");
 
-        assert_eq!((moment(&receiver.store.view()).unwrap(), receiver.store.durable_applied()), before);
+        assert_eq!((moment(&*receiver.whole().await).unwrap(), receiver.store.durable_applied()), before);
         assert!(receiver.poison.error().is_none(), "a bad chunk is not the disk's fault");
         assert_eq!(receiver.install(meta, &good).await.unwrap(), Installed::Replaced);
-        assert_eq!(moment(&receiver.store.view()).unwrap().counters, view.counters);
+        assert_eq!(moment(&*receiver.whole().await).unwrap().counters, view.counters);
     });
 }
 
@@ -205,10 +205,10 @@ fn rows_that_are_no_state_are_refused_before_anything_is_replaced() {
         let mut writer = ChunkWriter::new(&encode_meta(&SnapshotMeta::default()));
         writer.push(Part::Records, &[0; 12], b"no record");
         let receiver = node_at(&history(10, 10), false).await;
-        let before = moment(&receiver.store.view()).unwrap();
+        let before = moment(&*receiver.whole().await).unwrap();
         let staged = receiver.stage(SnapshotMeta::default(), &[writer.seal(true)]).await;
         assert!(matches!(staged, Err(StageError::Refused(SnapshotRefused::Unreadable(_)))), "{staged:?}");
-        assert_eq!(moment(&receiver.store.view()).unwrap(), before);
+        assert_eq!(moment(&*receiver.whole().await).unwrap(), before);
         assert!(receiver.poison.error().is_none());
     });
 }
@@ -218,14 +218,14 @@ fn a_snapshot_that_is_not_ahead_is_dropped() {
     let entries = history(40, 40);
     run(async {
         let sender = node_at(&entries[..30], false).await;
-        let (meta, sent) = (sender.store.view().meta(), chunks(&sender.store.view()).unwrap());
+        let (meta, sent) = (sender.store.view().meta(), chunks(&*sender.whole().await).unwrap());
         for end in [30, 40] {
             let receiver = node_at(&entries[..end], false).await;
-            let before = moment(&receiver.store.view()).unwrap();
+            let before = moment(&*receiver.whole().await).unwrap();
             let installed = receiver.install(meta.clone(), &sent).await.unwrap();
             assert_eq!(installed, Installed::Older { applied: at(1, end as u64 - 1) });
             settle().await;
-            assert_eq!(moment(&receiver.store.view()).unwrap(), before);
+            assert_eq!(moment(&*receiver.whole().await).unwrap(), before);
             assert_eq!(receiver.store.current_snapshot(), None);
         }
         // Also one that was ahead when its chunks came.
@@ -242,7 +242,7 @@ fn a_new_snapshot_takes_the_place_of_one_that_was_being_received() {
     let entries = history(60, 30);
     run(async {
         let senders = (node_at(&entries[..40], false).await, node_at(&entries, false).await);
-        let (old, new) = (senders.0.store.view(), senders.1.store.view());
+        let (old, new) = (senders.0.whole().await, senders.1.whole().await);
         let receiver = node();
         let first = ask::<_, StorageError>(|done| receiver.store.stage_begin(old.meta(), done)).await.unwrap();
         let chunk = chunks(&old).unwrap().remove(0);
@@ -251,7 +251,7 @@ fn a_new_snapshot_takes_the_place_of_one_that_was_being_received() {
         let late = ask(|done| receiver.store.stage_chunk(first, 0, chunk, done)).await;
         assert!(matches!(late, Err(StageError::Refused(SnapshotRefused::NotStaged))), "{late:?}");
         assert_eq!(ask(|done| receiver.store.install(second, done)).await.unwrap(), Installed::Replaced);
-        assert_eq!(moment(&receiver.store.view()).unwrap(), moment(&new).unwrap());
+        assert_eq!(moment(&*receiver.whole().await).unwrap(), moment(&new).unwrap());
         let again = ask(|done| receiver.store.install(second, done)).await;
         assert!(matches!(again, Err(StageError::Refused(SnapshotRefused::NotStaged))), "{again:?}");
     });
@@ -265,7 +265,7 @@ fn a_view_from_before_an_install_goes_on_showing_its_moment() {
         let view = receiver.store.view();
         let shown = told(&view);
         let sender = node_at(&entries, false).await;
-        let new = sender.store.view();
+        let new = sender.whole().await;
         receiver.install(new.meta(), &chunks(&new).unwrap()).await.unwrap();
         settle().await;
         assert_eq!(told(&view), shown);
@@ -284,7 +284,7 @@ fn what_an_install_leaves_behind_is_emptied_at_once_or_after_a_restart() {
     };
     let (meta, sent) = run(async {
         let sender = node_at(&large(), false).await;
-        let view = sender.store.view();
+        let view = sender.whole().await;
         (view.meta(), chunks(&view).unwrap())
     });
     for (installed, settled) in [(true, true), (true, false), (false, false)] {
@@ -327,7 +327,7 @@ fn a_built_snapshot_is_durable_and_remembered() {
         assert_eq!(node.store.current_snapshot(), None);
         node.append(&entries).await.unwrap();
         node.apply(&entries).await.unwrap();
-        let built = ask(|done| node.store.build_snapshot(done)).await.unwrap();
+        let built = ask(|done| node.store.build_snapshot(done)).await.unwrap().meta();
         assert_eq!((built.last_applied, built.id()), (Some(at(1, 29)), "t1-n1.29".to_owned()));
         disk.die_at(0);
     });

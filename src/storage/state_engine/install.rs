@@ -13,7 +13,7 @@ use crate::format::state::{APPLIED, SNAPSHOT, staged_table};
 use crate::state_machine::State;
 use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
 use crate::storage::state::{Answer, Installed, StageError};
-use crate::storage::state_rows::{TxnRows, disk};
+use crate::storage::state_rows::TxnRows;
 use crate::storage::view::LiveViews;
 use crate::types::Revision;
 
@@ -22,7 +22,7 @@ impl StateEngine {
         let leftovers = &mut self.leftovers;
         transact(self.db.as_ref(), Durability::None, |txn| {
             leftovers.retire_staged(txn)?;
-            TxnRows::open(txn, staged_table).map(drop).map_err(disk)
+            TxnRows::create(txn, staged_table)
         })?;
         self.unsynced.add(0, 0);
         self.stages_begun += 1;
@@ -48,7 +48,7 @@ impl StateEngine {
             Err(refused) => return Ok(Err(refused)),
         };
         transact(self.db.as_ref(), Durability::None, |txn| {
-            let mut rows = TxnRows::open(txn, staged_table).map_err(disk)?;
+            let mut rows = TxnRows::new(txn, staged_table);
             chunk.rows.iter().try_for_each(|row| rows.put(row.part, &row.key, &row.value))
         })?;
         self.unsynced.add(0, len);
@@ -99,6 +99,7 @@ impl StateEngine {
             put_position(txn, SNAPSHOT, &meta)
         })?;
         self.state = state;
+        self.answers.clear();
         // Views of the replaced state have an index of their own, which nothing is swept from any more.
         self.views = LiveViews::default();
         self.swept = Revision::ZERO;

@@ -38,7 +38,7 @@ impl Story {
         let snapshot = run(async {
             let sender = Node::open(Arc::new(super::super::disk::MemDisk::new())).unwrap();
             sender.apply(&entries[..INSTALLED]).await.unwrap();
-            let view = sender.store.view();
+            let view = sender.whole().await;
             (view.meta(), chunks(&view).unwrap())
         });
         Story { entries, model, replaced, snapshot }
@@ -161,14 +161,14 @@ async fn recover(story: &Story, disk: &FaultDisk, told: &Told, context: &str) ->
     let applied = position(node.store.applied().last_applied);
     assert!(applied >= told.durable, "{context}: applied {applied}, told {told:?}");
     assert!(!node.repaired || applied == INSTALLED, "{context}: the state at {applied} was ahead of its log");
-    let check = |what: &str, end: usize| -> Result<(), StorageError> {
-        let found = moment(&node.store.view())?;
+    let check = async |what: &str, end: usize| -> Result<(), StorageError> {
+        let found = moment(&*ask(|done| node.store.whole(done)).await?)?;
         if end > 0 {
             assert_eq!(found, story.model[end - 1], "{context}: {what} {end}");
         }
         Ok(())
     };
-    check("opened at", applied)?;
+    check("opened at", applied).await?;
     let (purged, last) = node.log.bounds();
     assert!(position(purged) <= applied, "{context}: purged to {purged:?}, applied {applied}");
     let logged = node.log.entries(applied as u64..u64::MAX, usize::MAX)?;
@@ -176,7 +176,7 @@ async fn recover(story: &Story, disk: &FaultDisk, told: &Told, context: &str) ->
     let end = applied + follow;
     assert!(end >= told.flushed, "{context}: recovered to {end} of {last:?}, told {told:?}");
     node.apply(&story.entries[applied..end]).await?;
-    check("went on to", end)?;
+    check("went on to", end).await?;
     settle().await;
     node.close().await
 }
