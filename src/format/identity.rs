@@ -10,7 +10,7 @@
 
 use bytes::Bytes;
 
-use super::wire::{DecodeError, Reader, Writer, seal, unseal};
+use super::wire::{DecodeError, Reader, Writer, unseal};
 use crate::error::StorageError;
 use crate::types::{ClusterId, NodeId};
 
@@ -34,7 +34,7 @@ pub(crate) struct IdentityRow {
 }
 
 pub(crate) fn encode_identity(row: &IdentityRow) -> Bytes {
-    let mut w = Writer::default();
+    let mut w = Writer::sealing(0);
     w.varint(DIRECTORY_VERSION);
     w.fixed_u64(row.node.get());
     w.fixed_u64(row.nonce);
@@ -45,7 +45,7 @@ pub(crate) fn encode_identity(row: &IdentityRow) -> Bytes {
         w.fixed_u128(cluster.get());
         w.fixed_u64(peers);
     });
-    seal(w.as_slice())
+    w.seal()
 }
 
 pub(crate) fn decode_identity(row: Bytes) -> Result<IdentityRow, DecodeError> {
@@ -88,6 +88,7 @@ pub(crate) fn failure_reason(marker: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::wire::seal;
 
     fn row() -> IdentityRow {
         IdentityRow {

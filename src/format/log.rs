@@ -16,7 +16,7 @@
 use bytes::Bytes;
 
 use super::parts::{self, put_leader, put_log_id, put_membership, put_vote};
-use super::wire::{DecodeError, Reader, Writer, seal, unseal};
+use super::wire::{DecodeError, Reader, Writer, unseal};
 use crate::types::{LogEntry, LogId, Payload, Vote};
 
 /// The one table of `log.redb`: `u64` to bytes.
@@ -199,10 +199,10 @@ pub(crate) fn decode_position(row: Bytes) -> Result<Option<LogId>, DecodeError> 
 }
 
 fn meta_row(write: impl FnOnce(&mut Writer)) -> Bytes {
-    let mut w = Writer::default();
+    let mut w = Writer::sealing(0);
     w.varint(META_VERSION);
     write(&mut w);
-    seal(w.as_slice())
+    w.seal()
 }
 
 fn read_meta_row<T>(
@@ -223,6 +223,7 @@ fn read_meta_row<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::wire::seal;
     use crate::types::{LeaderId, Membership, NodeId, NodeInfo};
 
     fn leader(term: u64, node: u64) -> LeaderId {

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use super::parts;
-use super::wire::{DecodeError, Reader, Writer, seal, unseal};
+use super::wire::{DecodeError, Reader, Writer, unseal};
 use crate::types::{ClusterId, LeaderId, LeaseId, LogEntry, LogId, NodeId, StoredMembership, Vote};
 
 /// The only version so far.
@@ -212,11 +212,11 @@ pub(crate) fn decode_reply(frame: Bytes) -> Result<(Header, Reply), DecodeError>
 }
 
 fn frame(header: &Header, capacity: usize, body: impl FnOnce(&mut Writer)) -> Bytes {
-    let mut w = Writer::with_capacity(capacity);
+    let mut w = Writer::sealing(capacity);
     w.u8(VERSION);
     header.write(&mut w);
     body(&mut w);
-    seal(w.as_slice())
+    w.seal()
 }
 
 fn open(frame: Bytes) -> Result<Reader, DecodeError> {
@@ -503,6 +503,7 @@ mod tests {
 
     use super::super::wire::golden::pinned;
     use super::*;
+    use crate::format::wire::seal;
     use crate::types::{Membership, NodeInfo, Payload};
 
     const HEADER: Header = Header {

@@ -45,7 +45,7 @@ impl Record {
 const RECORD_FORMAT: u8 = 1;
 const CRC_BYTES: usize = 4;
 
-pub(crate) fn encode_record(id: RecordId, record: &Record) -> Bytes {
+pub(crate) fn encode_record(id: RecordId, record: &Record) -> Vec<u8> {
     let mut w = Writer::with_capacity(record.key.len() + record.value.len() + 64);
     w.u8(RECORD_FORMAT);
     w.u8(match record.kind {
@@ -70,7 +70,7 @@ pub(crate) fn encode_record(id: RecordId, record: &Record) -> Bytes {
     w.varint(record.wall_ms);
     w.varint(record.index);
     w.fixed_u32(checksum(id, w.as_slice()));
-    w.finish()
+    w.into_vec()
 }
 
 /// # Errors
@@ -148,7 +148,7 @@ mod tests {
         let deleted = Record { kind: ChangeKind::Deleted, value: Bytes::new(), ..record() };
         let expired = Record { kind: ChangeKind::Expired, ticket: None, ..deleted.clone() };
         pinned(
-            |record| encode_record(ID, record),
+            |record| encode_record(ID, record).into(),
             |bytes| decode_record(ID, bytes),
             &[
                 (record(), "0101036b65790576616c7565050201ab02010107cdab0000000000000103ac0280d095ffbc31ad02c8ff355f"),
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_anywhere_in_a_record_is_seen() {
-        let stored = encode_record(ID, &record());
+        let stored = Bytes::from(encode_record(ID, &record()));
         for bit in 0..stored.len() * 8 {
             let mut bad = stored.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_record_in_another_ones_place_is_seen() {
-        let stored = encode_record(ID, &record());
+        let stored = Bytes::from(encode_record(ID, &record()));
         let places = [RecordId { ordinal: 3, ..ID }, RecordId { revision: Revision::new(301), ..ID }];
         for place in places {
             let found = decode_record(place, stored.clone());

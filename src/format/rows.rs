@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::command::{format_version, read_client, read_lease, read_revision};
-use super::wire::{DecodeError, Reader, Writer, seal, unseal};
+use super::wire::{DecodeError, Reader, Writer, unseal};
 use crate::command::RecordId;
 use crate::types::{ClientId, LeaseId, Revision};
 
@@ -85,14 +85,14 @@ pub(crate) enum Outcome {
 }
 
 pub(crate) fn encode_meta(meta: &Meta) -> Bytes {
-    let mut w = Writer::with_capacity(32);
+    let mut w = Writer::sealing(32);
     w.u8(META_FORMAT);
     w.varint(meta.revision.get());
     w.varint(meta.floor.get());
     w.varint(meta.next_lease);
     w.varint(meta.next_client);
     w.varint(meta.cluster_version.into());
-    seal(w.as_slice())
+    w.seal()
 }
 
 pub(crate) fn decode_meta(row: Bytes) -> Result<Meta, DecodeError> {
@@ -117,7 +117,7 @@ pub(crate) fn decode_lease_key(key: &[u8]) -> Result<LeaseId, DecodeError> {
 }
 
 pub(crate) fn encode_lease(lease: &LeaseRow) -> Bytes {
-    let mut w = Writer::with_capacity(16);
+    let mut w = Writer::sealing(16);
     w.u8(LEASE_FORMAT);
     w.varint(lease.ttl_ms);
     match lease.kind {
@@ -128,7 +128,7 @@ pub(crate) fn encode_lease(lease: &LeaseRow) -> Bytes {
             w.varint(client.get());
         }
     }
-    seal(w.as_slice())
+    w.seal()
 }
 
 pub(crate) fn decode_lease(row: Bytes) -> Result<LeaseRow, DecodeError> {
@@ -153,11 +153,11 @@ pub(crate) fn decode_client_key(key: &[u8]) -> Result<ClientId, DecodeError> {
 }
 
 pub(crate) fn encode_client(client: &ClientRow) -> Bytes {
-    let mut w = Writer::with_capacity(16);
+    let mut w = Writer::sealing(16);
     w.u8(CLIENT_FORMAT);
     w.varint(client.lease.get());
     w.varint(client.low);
-    seal(w.as_slice())
+    w.seal()
 }
 
 pub(crate) fn decode_client(row: Bytes) -> Result<ClientRow, DecodeError> {
@@ -177,7 +177,7 @@ pub(crate) fn decode_answer_key(key: &[u8]) -> Result<(ClientId, u64), DecodeErr
 }
 
 pub(crate) fn encode_answer(answer: &AnswerRow) -> Bytes {
-    let mut w = Writer::with_capacity(48);
+    let mut w = Writer::sealing(48);
     w.u8(ANSWER_FORMAT);
     w.varint(answer.low);
     match &answer.outcome {
@@ -188,7 +188,7 @@ pub(crate) fn encode_answer(answer: &AnswerRow) -> Bytes {
         }
         Outcome::Never => w.u8(2),
     }
-    seal(w.as_slice())
+    w.seal()
 }
 
 pub(crate) fn decode_answer(row: Bytes) -> Result<AnswerRow, DecodeError> {
@@ -210,11 +210,11 @@ pub(crate) fn decode_answer(row: Bytes) -> Result<AnswerRow, DecodeError> {
 
 /// `swept`: every unreachable record at or below it has been removed.
 pub(crate) fn encode_swept(swept: RecordId) -> Bytes {
-    let mut w = Writer::with_capacity(16);
+    let mut w = Writer::sealing(16);
     w.u8(SWEPT_FORMAT);
     w.varint(swept.revision.get());
     w.varint(swept.ordinal.into());
-    seal(w.as_slice())
+    w.seal()
 }
 
 pub(crate) fn decode_swept(row: Bytes) -> Result<RecordId, DecodeError> {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::parts::{log_id, put_log_id, put_stored_membership, stored_membership};
-use crate::format::wire::{DecodeError, Reader, Writer, seal, unseal};
+use crate::format::wire::{DecodeError, Reader, Writer, unseal};
 use crate::types::{LogId, StoredMembership};
 
 /// The version every chunk and every meta starts with.
@@ -168,7 +168,7 @@ impl ChunkWriter {
     pub(crate) fn seal(&mut self, last: bool) -> Bytes {
         let rows = std::mem::take(&mut self.rows).finish();
         self.tally.digest.update(&rows);
-        let mut w = Writer::with_capacity(rows.len() + 64);
+        let mut w = Writer::sealing(rows.len() + 64);
         w.varint(SNAPSHOT_VERSION);
         w.varint(self.index);
         w.option(last.then(|| self.tally.summary()), |w, summary| {
@@ -179,7 +179,7 @@ impl ChunkWriter {
         });
         w.raw(&rows);
         self.index += 1;
-        seal(w.as_slice())
+        w.seal()
     }
 }
 
@@ -227,6 +227,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
+    use crate::format::wire::seal;
     use crate::types::{LeaderId, Membership, NodeId, NodeInfo};
 
     fn meta() -> SnapshotMeta {

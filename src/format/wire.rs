@@ -1,6 +1,6 @@
 //! The few shapes all formats are built from: varints, length-prefixed bytes, checked frames.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 
 /// Why some bytes could not be read back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,46 +33,56 @@ impl DecodeError {
 /// Appends values to a buffer. Writing cannot fail.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
-    buf: BytesMut,
+    buf: Vec<u8>,
 }
+
+/// Of the CRC-32 that sealed bytes begin with.
+const SEAL_BYTES: usize = 4;
 
 impl Writer {
     pub(crate) fn with_capacity(bytes: usize) -> Self {
-        Writer { buf: BytesMut::with_capacity(bytes) }
+        Writer { buf: Vec::with_capacity(bytes) }
+    }
+
+    /// A writer of a body that is to be sealed: ends with [`Writer::seal`] only.
+    pub(crate) fn sealing(body_bytes: usize) -> Self {
+        let mut writer = Writer::with_capacity(SEAL_BYTES + body_bytes);
+        writer.raw(&[0; SEAL_BYTES]);
+        writer
     }
 
     pub(crate) fn u8(&mut self, value: u8) {
-        self.buf.put_u8(value);
+        self.buf.push(value);
     }
 
     /// A fixed-width little-endian number, where a varint would not do (identifiers drawn at random, checksums).
     pub(crate) fn fixed_u32(&mut self, value: u32) {
-        self.buf.put_u32_le(value);
+        self.raw(&value.to_le_bytes());
     }
 
     pub(crate) fn fixed_u64(&mut self, value: u64) {
-        self.buf.put_u64_le(value);
+        self.raw(&value.to_le_bytes());
     }
 
     pub(crate) fn fixed_u128(&mut self, value: u128) {
-        self.buf.put_u128_le(value);
+        self.raw(&value.to_le_bytes());
     }
 
     pub(crate) fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
-            self.buf.put_u8(value as u8 | 0x80);
+            self.buf.push(value as u8 | 0x80);
             value >>= 7;
         }
-        self.buf.put_u8(value as u8);
+        self.buf.push(value as u8);
     }
 
     pub(crate) fn bool(&mut self, value: bool) {
-        self.buf.put_u8(value.into());
+        self.buf.push(value.into());
     }
 
     pub(crate) fn bytes(&mut self, value: &[u8]) {
         self.varint(value.len() as u64);
-        self.buf.put_slice(value);
+        self.raw(value);
     }
 
     pub(crate) fn str(&mut self, value: &str) {
@@ -81,7 +91,7 @@ impl Writer {
 
     /// Bytes without their length: only where the reader knows it.
     pub(crate) fn raw(&mut self, value: &[u8]) {
-        self.buf.put_slice(value);
+        self.buf.extend_from_slice(value);
     }
 
     pub(crate) fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
@@ -107,7 +117,19 @@ impl Writer {
     }
 
     pub(crate) fn finish(self) -> Bytes {
-        self.buf.freeze()
+        self.buf.into()
+    }
+
+    /// As [`Writer::finish`], for the one who copies the bytes somewhere else.
+    pub(crate) fn into_vec(self) -> Vec<u8> {
+        self.buf
+    }
+
+    /// The body behind its CRC-32 (IEEE); see [`unseal`].
+    pub(crate) fn seal(mut self) -> Bytes {
+        let (crc, body) = self.buf.split_at_mut(SEAL_BYTES);
+        crc.copy_from_slice(&crc32fast::hash(body).to_le_bytes());
+        self.finish()
     }
 }
 
@@ -227,15 +249,15 @@ impl Reader {
     }
 }
 
-/// `body` behind its CRC-32 (IEEE).
+/// What [`Writer::seal`] makes of a body that is there already.
+#[cfg(test)]
 pub(crate) fn seal(body: &[u8]) -> Bytes {
-    let mut buf = BytesMut::with_capacity(4 + body.len());
-    buf.put_u32_le(crc32fast::hash(body));
-    buf.put_slice(body);
-    buf.freeze()
+    let mut writer = Writer::sealing(body.len());
+    writer.raw(body);
+    writer.seal()
 }
 
-/// The body of what [`seal`] made, if its checksum holds.
+/// The body of what [`Writer::seal`] made, if its checksum holds.
 pub(crate) fn unseal(mut sealed: Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
     if sealed.len() < 4 {
         return Err(DecodeError::Truncated(what));

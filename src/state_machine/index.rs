@@ -14,7 +14,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 
-use super::ReadError;
+use super::{ReadError, ShortBytes};
 use crate::command::{KeyRange, RecordId};
 use crate::types::{LeaseId, Revision};
 
@@ -29,7 +29,7 @@ pub(crate) struct KeyIndex {
 
 #[derive(Default)]
 struct Inner {
-    keys: BTreeMap<Box<[u8]>, History>,
+    keys: BTreeMap<ShortBytes, History>,
     live: u64,
     /// Versions superseded at or below may be missing, so reads below are refused.
     pruned: Revision,
@@ -183,7 +183,7 @@ impl KeyIndex {
             live += u64::from(history.live_at(at).is_some());
             last = Some(key);
         }
-        Ok((live, last.map(|last| KeyRange { start: successor(last), end: range.end.clone() })))
+        Ok((live, last.map(|last| KeyRange { start: successor(last.as_slice()), end: range.end.clone() })))
     }
 
     /// Whether any key of `range` was put or deleted after `since`. Knows nothing of changes at or below the floor.
@@ -217,7 +217,7 @@ impl KeyIndex {
     pub(super) fn each_live<E>(&self, mut each: impl FnMut(&[u8], &Version) -> Result<(), E>) -> Result<(), E> {
         let inner = self.read();
         let mut live = inner.keys.iter().filter(|(_, history)| history.newest.is_live());
-        live.try_for_each(|(key, history)| each(key, &history.newest))
+        live.try_for_each(|(key, history)| each(key.as_slice(), &history.newest))
     }
 
     /// Adds the versions that one entry wrote. Each is newer than what its key has.
@@ -267,7 +267,7 @@ impl KeyIndex {
 }
 
 impl Inner {
-    fn range(&self, range: &KeyRange) -> Range<'_, Box<[u8]>, History> {
+    fn range(&self, range: &KeyRange) -> Range<'_, ShortBytes, History> {
         let start = range.start.as_ref();
         // The map panics on a range that ends before it starts; an empty one is asked for at the same place instead.
         let end = range.end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_ref().max(start)));
@@ -325,7 +325,7 @@ impl History {
 }
 
 fn collect<'a>(
-    keys: impl Iterator<Item = (&'a Box<[u8]>, &'a History)>,
+    keys: impl Iterator<Item = (&'a ShortBytes, &'a History)>,
     at: Revision,
     limit: usize,
     rest: impl FnOnce(&[u8]) -> KeyRange,
@@ -333,10 +333,10 @@ fn collect<'a>(
     let mut entries = Vec::new();
     for (looked_at, (key, history)) in keys.enumerate() {
         if let Some(version) = history.live_at(at) {
-            entries.push((Bytes::copy_from_slice(key), version));
+            entries.push((Bytes::copy_from_slice(key.as_slice()), version));
         }
         if entries.len() >= limit || looked_at + 1 == SLICE_KEYS_MAX {
-            return Slice { entries, rest: Some(rest(key)) };
+            return Slice { entries, rest: Some(rest(key.as_slice())) };
         }
     }
     Slice { entries, rest: None }
@@ -355,11 +355,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_without_history_costs_72_bytes_beside_its_own() {
-        // So a million of them cost about 100 MB with the tree's slack, and 16 bytes and an allocation more for each key.
-        // A superseded version costs 48 bytes until it is swept.
+    fn a_short_key_without_history_costs_88_bytes() {
+        // So a million of them cost about 130 MB with the tree's slack; a key over 30 bytes costs its own and an allocation
+        // more. A superseded version costs 48 bytes until it is swept.
         assert_eq!(size_of::<Version>(), 48);
-        assert_eq!(size_of::<Box<[u8]>>() + size_of::<History>(), 72);
+        assert_eq!(size_of::<ShortBytes>() + size_of::<History>(), 88);
     }
 
     #[test]

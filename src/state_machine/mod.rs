@@ -17,6 +17,7 @@ mod lease;
 #[cfg(test)]
 pub(crate) mod memory;
 pub(crate) mod read;
+mod short;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use bytes::Bytes;
 pub(crate) use self::client::ANSWERS_MAX;
 pub(crate) use self::index::KeyIndex;
 pub(crate) use self::read::ReadError;
+pub(crate) use self::short::ShortBytes;
 pub(crate) use self::state::{Counters, State};
 use crate::command::RecordId;
 use crate::types::Revision;

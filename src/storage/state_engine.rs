@@ -460,7 +460,7 @@ struct Decoded {
 
 enum Content {
     Blank,
-    Proposal(Box<Proposal>),
+    Proposal(Proposal),
     Membership(Membership),
 }
 
@@ -474,7 +474,7 @@ fn decode(entry: LogEntry) -> Result<Decoded, StorageError> {
             bytes = encoded.len() as u64;
             let proposal = decode_proposal(encoded)
                 .map_err(|error| StorageError::new(FILE, "apply", format_args!("entry {log_id}: {error}")))?;
-            Content::Proposal(Box::new(proposal))
+            Content::Proposal(proposal)
         }
     };
     Ok(Decoded { log_id, content, bytes })

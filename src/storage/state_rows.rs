@@ -14,7 +14,7 @@ use crate::command::RecordId;
 use crate::format::snapshot::{Part, SnapshotMeta, decode_meta};
 use crate::format::state::{POSITION, record_id, record_key};
 use crate::rt::worker::panic_message;
-use crate::state_machine::{RowError, RowSpace, Rows, RowsRead};
+use crate::state_machine::{RowError, RowSpace, Rows, RowsRead, ShortBytes};
 
 /// The names under which a set of tables goes.
 pub(crate) type Naming = fn(Part) -> &'static str;
@@ -81,7 +81,7 @@ impl<'txn> TxnRows<'txn> {
 /// Bounded by what may be applied between two durable commits.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
-    pending: BTreeMap<Box<[u8]>, Pending>,
+    pending: BTreeMap<ShortBytes, Pending>,
 }
 
 #[derive(Debug)]
@@ -101,8 +101,8 @@ impl Answers {
     pub(crate) fn write(&mut self, rows: &mut TxnRows<'_>) -> Result<(), RowError> {
         for (key, pending) in std::mem::take(&mut self.pending) {
             match pending {
-                Pending::New(row) => rows.put(Part::Answer, &key, &row)?,
-                Pending::Gone => rows.remove(Part::Answer, &key)?,
+                Pending::New(row) => rows.put(Part::Answer, key.as_slice(), &row)?,
+                Pending::Gone => rows.remove(Part::Answer, key.as_slice())?,
             }
         }
         Ok(())
@@ -168,8 +168,8 @@ impl RowsRead for LiveRows<'_, '_> {
         })?;
         for (key, pending) in &self.answers.pending {
             match pending {
-                Pending::New(row) => rows.insert(key.to_vec(), row.clone()),
-                Pending::Gone => rows.remove(&**key),
+                Pending::New(row) => rows.insert(key.as_slice().to_vec(), row.clone()),
+                Pending::Gone => rows.remove(key.as_slice()),
             };
         }
         rows.into_iter().try_for_each(|(key, row)| each(&key, row))

@@ -87,7 +87,11 @@ fn a_replayed_history_is_the_same_on_disk_as_in_memory_however_it_is_batched() {
                 let ids: Vec<_> = applied.iter().map(|applied| applied.log_id).collect();
                 assert_eq!(ids, group.iter().map(|entry| entry.log_id).collect::<Vec<_>>());
                 let last = ids.last().unwrap().index as usize;
-                assert_eq!(moment(&*node.whole().await).unwrap(), model[last], "after entry {last}, batches of {batch}");
+                assert_eq!(
+                    moment(&*node.whole().await).unwrap(),
+                    model[last],
+                    "after entry {last}, batches of {batch}"
+                );
             }
         });
     }
