@@ -9,12 +9,15 @@ use super::super::disk::{DirDisk, Disk, File, MemDisk};
 use super::super::fault_disk::{FaultDisk, IoKind, PowerLoss};
 use super::super::support::{
     Node, Parts, ask, at, chunks, compact, delete, entry, everything, history, moment, put, replay, run, settle,
+    stamped,
 };
 use super::super::view::VIEW_AGE_MAX;
 use super::*;
-use crate::command::RecordId;
+use crate::command::{Command, RecordId, Stamp};
+use crate::format::rows::decode_answer_key;
 use crate::rt::worker::Drive;
-use crate::state_machine::{ReadError, Rows, RowsRead};
+use crate::state_machine::{ReadError, RowSpace, Rows, RowsRead};
+use crate::types::ClientId;
 
 /// Holds the log's engine before each step until it is let through.
 fn held() -> (Arc<Semaphore>, Drive) {
@@ -283,6 +286,43 @@ fn an_engine_that_is_let_go_makes_nothing_durable_by_itself() {
         node.apply(&entries[5..]).await.unwrap();
         assert_eq!(moment(&*node.whole().await).unwrap(), *replay(&entries).last().unwrap());
     });
+}
+
+#[test]
+fn an_answer_is_on_disk_only_if_a_durable_commit_finds_it_unforgotten() {
+    let mut stepped = Stepped::new();
+    let rows = |stepped: &Stepped| {
+        let mut seqs = Vec::new();
+        let rows = past_rows(stepped.parts.engine.db.as_ref().unwrap(), live_table).unwrap();
+        rows.each_row(RowSpace::Answer, &mut |key, _| {
+            seqs.push(decode_answer_key(key).unwrap().1);
+            Ok(())
+        })
+        .unwrap();
+        seqs
+    };
+    let write = |index, seq, low| {
+        let stamp = Stamp { client: ClientId::new(1), seq, low };
+        stamped(1, index, Some(stamp), put("k", "v"))
+    };
+    stepped.push(vec![entry(1, 0, Command::ClientOpen { ttl_ms: 10_000 }), write(1, 1, 1), write(2, 2, 1)]);
+    stepped.push(vec![write(3, 3, 2)]);
+    stepped.finish();
+    assert_eq!(rows(&stepped), [] as [u64; 0], "written before anything wants them");
+    stepped.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
+    stepped.finish();
+    assert_eq!(rows(&stepped), [2, 3]);
+    // One that is on disk is remembered, forgotten and removed like any other.
+    stepped.push(vec![write(4, 2, 2), write(5, 4, 3)]);
+    stepped.finish();
+    let applied = stepped.parts.store.view().revision;
+    assert_eq!(applied, Revision::new(4), "the double of number 2 was decided again");
+    assert_eq!(rows(&stepped), [2, 3]);
+    stepped.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
+    stepped.finish();
+    assert_eq!(rows(&stepped), [3, 4]);
+    let again = State::load(&past_rows(stepped.parts.engine.db.as_ref().unwrap(), live_table).unwrap()).unwrap();
+    assert_eq!(again.counters(), stepped.parts.engine.state.counters(), "what is durable is not the whole state");
 }
 
 #[test]
