@@ -197,7 +197,9 @@ fn after_a_jump_everybody_who_has_seen_less_is_behind_and_nothing_older_comes() 
     assert_eq!(ears[1].poll(), Poll::Ready(Next::Behind(rev(2))), "it had seen everything of its range");
     assert!(ears[2].poll().is_pending(), "its place lies beyond");
     // What the jump has passed may still be reported: the state showed it before its turn came.
-    (19..=21).for_each(|revision| publish(&hub, revision, &["a", "b"]));
+    publish(&hub, 19, &["a", "b"]);
+    assert_eq!(hub.revision(), rev(20), "it went back");
+    (20..=21).for_each(|revision| publish(&hub, revision, &["a", "b"]));
     ears[0].place = rev(20);
     assert_eq!(ears[0].revisions(), [21]);
     assert_eq!(hub.revision(), rev(21));

@@ -26,7 +26,7 @@ use crate::watch_hub::{self, Next, Subscription};
 const HISTORY_RECORDS: usize = 64;
 /// Pieces (looks at the hub, pages of a range, stretches of history) that one poll goes through before it lets its
 /// executor run something else.
-const PIECES_PER_POLL: usize = 16;
+const PIECES_PER_POLL: usize = 4;
 
 /// What becomes of a watcher that has fallen behind what the hub keeps.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
