@@ -55,13 +55,13 @@ impl Builder {
         self
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn disk(mut self, disk: Arc<dyn crate::storage::disk::Disk>) -> Self {
         self.place = Some(Place::Disk(disk));
         self
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
         self

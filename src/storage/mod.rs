@@ -8,7 +8,7 @@
 //! through one [`Poison`]: the first error of either file stops both.
 
 pub(crate) mod disk;
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 pub(crate) mod fault_disk;
 pub(crate) mod identity;
 mod leftovers;
