@@ -7,17 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-
 use crate::api::builder::Builder;
 use crate::config::{Settings, TestDrive};
 use crate::rt::worker::Drive;
 use crate::rt::{self, Instant};
+use crate::sim::Wire;
+use crate::sim::net::{Leg, Passage, Script, SimNet};
 use crate::storage::fault_disk::{FaultDisk, PowerLoss, SplitMix};
-use crate::{
-    Cluster, Formation, Inbound, Lane, MemoryNetwork, MemoryTransport, Peer, Runtime, Timing, Transport, TransportError,
-};
+use crate::{Cluster, Formation, Lane, Peer, Runtime, Timing, Transport};
 
 /// Far beyond what anything here takes on the paused clock.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,119 +51,50 @@ pub(super) struct Mischief {
     pub(super) lose_snapshot_reply: Option<u64>,
 }
 
-/// The network's whims, shared by all wires of a group.
-#[derive(Debug)]
-struct Whims {
-    snapshot_frames: AtomicU64,
-    frames: AtomicU64,
-    mischief: Mutex<Mischief>,
-    rng: Mutex<SplitMix>,
-}
-
-/// What happens to one call.
-struct Fate {
-    lose_request: bool,
-    lose_reply: bool,
-    double: bool,
-    delays: [Duration; 2],
-}
-
-impl Whims {
-    fn draw(&self) -> Fate {
-        let mischief = *self.mischief.lock().unwrap();
-        let mut rng = self.rng.lock().unwrap();
-        let mut delay = || Duration::from_millis(rng.below(mischief.delay_ms_max + 1));
-        let delays = [delay(), delay()];
-        let mut hits = |percent| rng.below(100) < percent;
-        Fate {
-            lose_request: hits(mischief.lose_requests),
-            lose_reply: hits(mischief.lose_replies),
-            double: hits(mischief.double),
-            delays,
-        }
-    }
-}
-
-/// One life of one node on the network: mischief on the way, silence after its end.
-struct Wire {
-    inner: Arc<MemoryTransport>,
-    alive: Arc<AtomicBool>,
-    whims: Arc<Whims>,
-}
-
-impl Transport for Wire {
-    fn start(&self, inbound: Inbound) {
-        let alive = self.alive.clone();
-        self.inner.start(Inbound::new(move |lane, frame| {
-            let (inbound, alive) = (inbound.clone(), alive.clone());
-            Box::pin(async move {
-                if !alive.load(Ordering::Acquire) {
-                    return Err(TransportError::Unreachable);
-                }
-                let answer = inbound.receive(lane, frame).await;
-                if alive.load(Ordering::Acquire) { answer } else { Err(TransportError::Unreachable) }
-            })
-        }));
-    }
-
-    fn call<'a>(
-        &'a self,
-        to: &'a Peer,
-        lane: Lane,
-        frame: Bytes,
-        timeout: Duration,
-    ) -> BoxFuture<'a, Result<Bytes, TransportError>> {
-        Box::pin(async move {
-            self.whims.frames.fetch_add(1, Ordering::Relaxed);
-            let fate = self.whims.draw();
-            if fate.double {
-                let (inner, to, frame, alive) = (self.inner.clone(), to.clone(), frame.clone(), self.alive.clone());
-                let late = fate.delays[1];
-                rt::spawn("double", async move {
-                    rt::sleep(late).await;
-                    if alive.load(Ordering::Acquire) {
-                        let _ = inner.call(&to, lane, frame, timeout).await;
+impl Mischief {
+    /// Has the network do this to each frame, as `rng` draws.
+    fn script(self, rng: Arc<Mutex<SplitMix>>, snapshot_answers: Arc<AtomicU64>) -> Script {
+        Arc::new(move |sight| {
+            let mut rng = rng.lock().unwrap();
+            let mut delay = || Duration::from_millis(rng.below(self.delay_ms_max + 1));
+            let delays = [delay(), delay()];
+            let mut hits = |percent| rng.below(100) < percent;
+            let copy = |delay| Passage { delay, ..Passage::default() };
+            match sight.leg {
+                Leg::Request => {
+                    let mut copies = Vec::new();
+                    if let Some(later) = self.client_double_after.filter(|_| sight.lane == Lane::Client) {
+                        copies = vec![Passage { muted: true, ..copy(delays[0]) }, copy(delays[0] + later)];
+                    } else if !hits(self.lose_requests) {
+                        copies.push(copy(delays[0]));
                     }
-                })
-                .detach();
+                    if hits(self.double) {
+                        copies.push(Passage { muted: true, ..copy(delays[1]) });
+                    }
+                    Some(copies)
+                }
+                Leg::Answer { ok } => {
+                    // Only what somebody has answered: while the peer is down, the sender tries in vain.
+                    let answered = ok && sight.lane == Lane::Snapshot;
+                    let number = answered.then(|| snapshot_answers.fetch_add(1, Ordering::Relaxed));
+                    let unlucky = number.is_some() && number == self.lose_snapshot_reply;
+                    let lost = hits(self.lose_replies) || unlucky;
+                    Some(if lost { Vec::new() } else { vec![copy(Duration::ZERO)] })
+                }
             }
-            if !fate.delays[0].is_zero() {
-                rt::sleep(fate.delays[0]).await;
-            }
-            if fate.lose_request || !self.alive.load(Ordering::Acquire) {
-                return lost(timeout).await;
-            }
-            let again = self.whims.mischief.lock().unwrap().client_double_after;
-            if let Some(later) = again.filter(|_| lane == Lane::Client) {
-                let _ = self.inner.call(to, lane, frame.clone(), timeout).await;
-                rt::sleep(later).await;
-            }
-            let unlucky = self.whims.mischief.lock().unwrap().lose_snapshot_reply;
-            let answer = self.inner.call(to, lane, frame, timeout).await;
-            // Only what somebody has answered: while the peer is down, the sender tries in vain.
-            let answered = lane == Lane::Snapshot && answer.is_ok();
-            let answer_lost = answered && Some(self.whims.snapshot_frames.fetch_add(1, Ordering::Relaxed)) == unlucky;
-            if fate.lose_reply || answer_lost || !self.alive.load(Ordering::Acquire) {
-                return lost(timeout).await;
-            }
-            answer
         })
     }
 }
 
-async fn lost(timeout: Duration) -> Result<Bytes, TransportError> {
-    rt::sleep(timeout).await;
-    Err(TransportError::TimedOut)
-}
-
 pub(super) struct Group {
     pub(super) seed: u64,
-    pub(super) network: MemoryNetwork,
+    pub(super) network: SimNet,
     pub(super) peers: Vec<Peer>,
     pub(super) disks: Vec<FaultDisk>,
     nodes: Vec<Option<Cluster>>,
     lives: Vec<Arc<AtomicBool>>,
-    whims: Arc<Whims>,
+    rng: Arc<Mutex<SplitMix>>,
+    snapshot_answers: Arc<AtomicU64>,
     formation: Option<Formation>,
     tune: Arc<dyn Fn(&mut Settings) + Send + Sync>,
 }
@@ -178,17 +106,13 @@ impl Group {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().with_ansi(false).try_init();
         Group {
             seed,
-            network: MemoryNetwork::new(),
+            network: SimNet::new(seed, Wire::instant(), Arc::new(|name, task| rt::spawn(name, task).detach())),
             peers: (1..=size).map(|n| Peer::new(format!("node-{n}"), format!("address-{n}"))).collect(),
             disks: (0..size).map(|n| FaultDisk::new(seed.wrapping_mul(31) + n as u64)).collect(),
             nodes: vec![None; size],
             lives: vec![Arc::default(); size],
-            whims: Arc::new(Whims {
-                snapshot_frames: AtomicU64::new(0),
-                frames: AtomicU64::new(0),
-                mischief: Mutex::default(),
-                rng: Mutex::new(SplitMix(seed)),
-            }),
+            rng: Arc::new(Mutex::new(SplitMix(seed))),
+            snapshot_answers: Arc::default(),
             formation: None,
             tune: Arc::new(|_| {}),
         }
@@ -208,7 +132,7 @@ impl Group {
 
     /// Frames sent so far.
     pub(super) fn frames(&self) -> u64 {
-        self.whims.frames.load(Ordering::Relaxed)
+        self.network.counts().calls
     }
 
     /// Takes a node that the test has started itself.
@@ -222,7 +146,8 @@ impl Group {
     }
 
     pub(super) fn mischief(&self, mischief: Mischief) {
-        *self.whims.mischief.lock().unwrap() = mischief;
+        self.snapshot_answers.store(0, Ordering::Relaxed);
+        self.network.script(Some(mischief.script(self.rng.clone(), self.snapshot_answers.clone())));
     }
 
     /// A transport for a new life of node `n`; the one before is silent from now on.
@@ -233,12 +158,9 @@ impl Group {
 
     /// As [`Group::wire`], but the life before goes on speaking.
     fn wire_beside(&mut self, n: usize) -> impl Transport + use<> {
-        self.lives[n] = Arc::new(AtomicBool::new(true));
-        Wire {
-            inner: Arc::new(self.network.transport(self.peers[n].name.clone())),
-            alive: self.lives[n].clone(),
-            whims: self.whims.clone(),
-        }
+        let end = self.network.end(&self.peers[n].name);
+        self.lives[n] = end.alive();
+        end
     }
 
     pub(super) fn builder(&mut self, n: usize) -> Builder {

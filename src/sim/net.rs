@@ -20,7 +20,8 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
 
-use super::wire::{Copy, Wire};
+pub(crate) use super::wire::Passage;
+use super::wire::Wire;
 use crate::rt::{self, NodeRuntime, RuntimeKind, watch};
 use crate::storage::fault_disk::SplitMix;
 use crate::transport::partitions::Partitions;
@@ -77,7 +78,7 @@ pub(crate) struct Counts {
 }
 
 /// Decides in place of a wire, if it likes: for tests that need one very frame to be lost.
-pub(crate) type Script = Arc<dyn Fn(&Sight) -> Option<Vec<Copy>> + Send + Sync>;
+pub(crate) type Script = Arc<dyn Fn(&Sight) -> Option<Vec<Passage>> + Send + Sync>;
 
 /// What a [`Script`] sees of a frame that sets out.
 pub(crate) struct Sight<'a> {
@@ -146,12 +147,7 @@ impl SimNet {
     pub(crate) fn end(&self, name: &str) -> SimEnd {
         let mut state = self.state();
         state.lives += 1;
-        SimEnd {
-            net: self.clone(),
-            name: name.to_owned(),
-            life: state.lives,
-            alive: Arc::new(AtomicBool::new(true)),
-        }
+        SimEnd { net: self.clone(), name: name.to_owned(), life: state.lives, alive: Arc::new(AtomicBool::new(true)) }
     }
 
     /// Ends whatever life of `name` is listening: what is left of it neither sends nor answers.
@@ -315,7 +311,7 @@ impl SimNet {
 
 impl State {
     /// The copies of a frame that set out, and whether each has to keep the order.
-    fn depart(&mut self, leg: Leg, route: &Route) -> Vec<(Copy, bool)> {
+    fn depart(&mut self, leg: Leg, route: &Route) -> Vec<(Passage, bool)> {
         let Route { from, to, lane } = route;
         let scripted = self.script.as_ref().and_then(|script| script(&Sight { from, to, lane: *lane, leg }));
         let wire = self.wires.get(&(from.clone(), to.clone())).unwrap_or(&self.usual);

@@ -96,7 +96,7 @@ impl Wire {
     }
 
     /// What becomes of one frame: the copies that set out. None: it is lost.
-    pub(super) fn draw(&self, rng: &mut SplitMix) -> Vec<Copy> {
+    pub(super) fn draw(&self, rng: &mut SplitMix) -> Vec<Passage> {
         let mut copies = Vec::new();
         if !hits(rng, self.loss) {
             copies.push(self.copy(rng));
@@ -107,20 +107,20 @@ impl Wire {
         copies
     }
 
-    fn copy(&self, rng: &mut SplitMix) -> Copy {
+    fn copy(&self, rng: &mut SplitMix) -> Passage {
         let late = hits(rng, self.lateness);
         let delay = match late {
             true => uniform(rng, self.late_max),
             false => self.least + exponential(rng, self.mean - self.least),
         };
         let flip = hits(rng, self.corruption).then(|| rng.next());
-        Copy { delay, late, flip, muted: false }
+        Passage { delay, late, flip, muted: false }
     }
 }
 
 /// One frame under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Copy {
+pub(crate) struct Passage {
     pub(crate) delay: Duration,
     /// It waits for nobody and nobody waits for it, whatever the wire says of order.
     pub(crate) late: bool,
@@ -181,10 +181,10 @@ mod tests {
     #[test]
     fn each_fault_strikes_as_often_as_it_says_and_a_wire_without_faults_harms_nothing() {
         let (mut rng, clean) = (SplitMix(2), Wire::default());
-        let count = |wire: &Wire, rng: &mut SplitMix, struck: fn(&[Copy]) -> bool| {
+        let count = |wire: &Wire, rng: &mut SplitMix, struck: fn(&[Passage]) -> bool| {
             (0..10_000).filter(|_| struck(&wire.draw(rng))).count()
         };
-        let harmed: fn(&[Copy]) -> bool = |copies| !matches!(copies, [Copy { late: false, flip: None, .. }]);
+        let harmed: fn(&[Passage]) -> bool = |copies| !matches!(copies, [Passage { late: false, flip: None, .. }]);
         assert_eq!(count(&clean, &mut rng, harmed), 0);
         let about = 1700..2300;
         assert!(about.contains(&count(&clean.clone().loss(0.2), &mut rng, |copies| copies.is_empty())));

@@ -209,9 +209,9 @@ async fn what_a_script_decides_goes_before_what_the_wire_says() {
     let net = net(1, Wire::instant());
     let (a, _b, handled) = pair(&net);
     net.script(Some(Arc::new(|sight| {
-        let muted = Copy { muted: true, ..Copy::default() };
+        let muted = Passage { muted: true, ..Passage::default() };
         (sight.leg == Leg::Request && sight.lane == Lane::Client)
-            .then(|| vec![muted, Copy { delay: MS * 7, ..Copy::default() }])
+            .then(|| vec![muted, Passage { delay: MS * 7, ..Passage::default() }])
     })));
     assert_eq!(call(&a, "b").await, (Ok(frame()), MS * 7));
     assert_eq!(handled.load(Ordering::Relaxed), 2);
