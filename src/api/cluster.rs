@@ -43,6 +43,21 @@ struct Handle {
     node: Arc<Node>,
 }
 
+/// A handle that does not keep its node running.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Clone, Default)]
+pub(crate) struct WeakCluster {
+    handle: std::sync::Weak<Handle>,
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl WeakCluster {
+    /// The handle, while there is another.
+    pub(crate) fn upgrade(&self) -> Option<Cluster> {
+        self.handle.upgrade().map(|handle| Cluster { handle })
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         let node = self.node.clone();
@@ -101,6 +116,11 @@ pub enum Health {
 impl Cluster {
     pub(crate) fn new(node: Arc<Node>) -> Self {
         Cluster { handle: Arc::new(Handle { node }) }
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn downgrade(&self) -> WeakCluster {
+        WeakCluster { handle: Arc::downgrade(&self.handle) }
     }
 
     pub(crate) fn node(&self) -> &Arc<Node> {
