@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::task::{Context, Poll, Waker};
 
 /// A value and its watchers. The receiver starts out having seen `init`.
@@ -48,8 +48,8 @@ impl<T> Shared<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        read(&self.value.read().unwrap_or_else(PoisonError::into_inner))
+    fn value(&self) -> RwLockReadGuard<'_, T> {
+        self.value.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake_all(waiters: BTreeMap<u64, Waker>) {
@@ -106,7 +106,7 @@ impl<T> Sender<T> {
 
     /// Reads the value. `read` must not change this channel.
     pub(crate) fn with<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        self.shared.read(read)
+        read(&self.shared.value())
     }
 
     /// A copy of the value.
@@ -115,6 +115,11 @@ impl<T> Sender<T> {
         T: Clone,
     {
         self.with(T::clone)
+    }
+
+    /// As [`Receiver::guard`].
+    pub(super) fn guard(&self) -> RwLockReadGuard<'_, T> {
+        self.shared.value()
     }
 
     /// Whether nobody watches any more.
@@ -187,7 +192,7 @@ impl<T> Receiver<T> {
 
     /// Reads the value without marking it as seen. `read` must not change this channel.
     pub(crate) fn with<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        self.shared.read(read)
+        read(&self.shared.value())
     }
 
     /// A copy of the value, which is not marked as seen.
@@ -217,10 +222,20 @@ impl<T> Receiver<T> {
     }
 
     fn with_update<R>(&mut self, read: impl FnOnce(&T) -> R) -> R {
-        let value = self.shared.value.read().unwrap_or_else(PoisonError::into_inner);
+        read(&self.guard_and_update())
+    }
+
+    /// The value, locked: whoever sends waits until this is dropped. Only for the consensus library, which asks for it.
+    pub(super) fn guard(&self) -> RwLockReadGuard<'_, T> {
+        self.shared.value()
+    }
+
+    /// As [`guard`](Self::guard), and marks the value as seen.
+    pub(super) fn guard_and_update(&mut self) -> RwLockReadGuard<'_, T> {
+        let value = self.shared.value();
         // Under the value's lock, so that it is this value's version and not the next one's.
         self.seen = self.shared.state().version;
-        read(&value)
+        value
     }
 }
 
