@@ -1,8 +1,10 @@
 //! A cluster whose power, disks and network a test has in its hands.
 //!
 //! Everything runs on the test's own runtime, so that a paused clock drives it. A node that loses its power is cut off
-//! from the network at the same moment: what is left of it in this process can neither write nor speak.
+//! from the network at the same moment: what is left of it in this process can neither write nor speak. In a simulated
+//! world each life of a node is a process, and is killed.
 
+use std::future::IntoFuture;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use futures::future::BoxFuture;
 
 use crate::api::builder::Builder;
 use crate::config::{Settings, TestDrive};
+use crate::rt::sim::{self, Context};
 use crate::rt::worker::Drive;
 use crate::rt::{self, Instant};
 use crate::storage::fault_disk::{FaultDisk, PowerLoss, SplitMix};
@@ -117,7 +120,8 @@ impl Transport for Wire {
         timeout: Duration,
     ) -> BoxFuture<'a, Result<Bytes, TransportError>> {
         Box::pin(async move {
-            self.whims.frames.fetch_add(1, Ordering::Relaxed);
+            let number = self.whims.frames.fetch_add(1, Ordering::Relaxed);
+            sim::trace("frame", &[number, u8::from(lane).into(), xxhash_rust::xxh3::xxh3_64(&frame)]);
             let fate = self.whims.draw();
             if fate.double {
                 let (inner, to, frame, alive) = (self.inner.clone(), to.clone(), frame.clone(), self.alive.clone());
@@ -166,6 +170,8 @@ pub(super) struct Group {
     pub(super) disks: Vec<FaultDisk>,
     nodes: Vec<Option<Cluster>>,
     lives: Vec<Arc<AtomicBool>>,
+    /// Each node's process, in a simulated world.
+    processes: Vec<Option<Context>>,
     whims: Arc<Whims>,
     formation: Option<Formation>,
     tune: Arc<dyn Fn(&mut Settings) + Send + Sync>,
@@ -183,6 +189,7 @@ impl Group {
             disks: (0..size).map(|n| FaultDisk::new(seed.wrapping_mul(31) + n as u64)).collect(),
             nodes: vec![None; size],
             lives: vec![Arc::default(); size],
+            processes: vec![None; size],
             whims: Arc::new(Whims {
                 snapshot_frames: AtomicU64::new(0),
                 frames: AtomicU64::new(0),
@@ -265,9 +272,22 @@ impl Group {
 
     pub(super) async fn start(&mut self, n: usize) -> Cluster {
         let seed = self.seed;
-        let node = self.builder(n).await.unwrap_or_else(|error| panic!("seed {seed}, node {n}: {error}"));
+        let starting = self.builder(n).into_future();
+        let started = match self.next_process(n) {
+            Some(process) => process.enter(starting).await,
+            None => starting.await,
+        };
+        let node = started.unwrap_or_else(|error| panic!("seed {seed}, node {n}: {error}"));
         self.nodes[n] = Some(node.clone());
         node
+    }
+
+    /// The process for the next life of node `n`, in a simulated world.
+    fn next_process(&mut self, n: usize) -> Option<Context> {
+        let world = sim::current()?.world().clone();
+        let generation = self.processes[n].as_ref().map_or(0, |process| process.generation() + 1);
+        self.processes[n] = Some(world.context(&self.peers[n].name, generation));
+        self.processes[n].clone()
     }
 
     /// Starts every node that is not running, and waits until all of them serve.
@@ -322,6 +342,9 @@ impl Group {
     pub(super) fn power_loss(&mut self, n: usize, mode: PowerLoss) {
         self.lives[n].store(false, Ordering::Release);
         self.disks[n].power_loss(mode);
+        if let Some(process) = &self.processes[n] {
+            process.kill();
+        }
         self.nodes[n] = None;
     }
 
