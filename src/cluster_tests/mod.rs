@@ -3,6 +3,7 @@
 //! One file per thing that can go wrong; `support.rs` holds the cluster they all use.
 
 mod basics;
+mod determinism;
 mod exactly_once;
 mod formation;
 mod limits;

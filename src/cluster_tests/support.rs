@@ -1,18 +1,21 @@
 //! A cluster whose power, disks and network a test has in its hands.
 //!
 //! Everything runs on the test's own runtime, so that a paused clock drives it. A node that loses its power is cut off
-//! from the network at the same moment: what is left of it in this process can neither write nor speak.
+//! from the network at the same moment: what is left of it in this process can neither write nor speak. In a simulated
+//! world each life of a node is a process, and is killed.
 
+use std::future::IntoFuture;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::api::builder::Builder;
 use crate::config::{Settings, TestDrive};
+use crate::rt::sim::{self, Context};
 use crate::rt::worker::Drive;
 use crate::rt::{self, Instant};
 use crate::sim::Wire;
-use crate::sim::net::{Leg, Passage, Script, SimNet};
+use crate::sim::net::{Leg, Passage, Script, SimNet, Spawner};
 use crate::storage::fault_disk::{FaultDisk, PowerLoss, SplitMix};
 use crate::{Cluster, Formation, Lane, Peer, Runtime, Timing, Transport};
 
@@ -86,6 +89,15 @@ impl Mischief {
     }
 }
 
+/// Runs what carries frames: in a simulated world a process of its own, so that no node's pause or end stops them.
+fn carrier() -> Spawner {
+    let carrier = sim::current().map(|outside| outside.world().context("network", 0));
+    Arc::new(move |name, task| match &carrier {
+        Some(carrier) => carrier.spawn(name, task).detach(),
+        None => rt::spawn(name, task).detach(),
+    })
+}
+
 pub(super) struct Group {
     pub(super) seed: u64,
     pub(super) network: SimNet,
@@ -93,6 +105,8 @@ pub(super) struct Group {
     pub(super) disks: Vec<FaultDisk>,
     nodes: Vec<Option<Cluster>>,
     lives: Vec<Arc<AtomicBool>>,
+    /// Each node's process, in a simulated world.
+    processes: Vec<Option<Context>>,
     rng: Arc<Mutex<SplitMix>>,
     snapshot_answers: Arc<AtomicU64>,
     formation: Option<Formation>,
@@ -106,11 +120,12 @@ impl Group {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().with_ansi(false).try_init();
         Group {
             seed,
-            network: SimNet::new(seed, Wire::instant(), Arc::new(|name, task| rt::spawn(name, task).detach())),
+            network: SimNet::new(seed, Wire::instant(), carrier()),
             peers: (1..=size).map(|n| Peer::new(format!("node-{n}"), format!("address-{n}"))).collect(),
             disks: (0..size).map(|n| FaultDisk::new(seed.wrapping_mul(31) + n as u64)).collect(),
             nodes: vec![None; size],
             lives: vec![Arc::default(); size],
+            processes: vec![None; size],
             rng: Arc::new(Mutex::new(SplitMix(seed))),
             snapshot_answers: Arc::default(),
             formation: None,
@@ -187,9 +202,22 @@ impl Group {
 
     pub(super) async fn start(&mut self, n: usize) -> Cluster {
         let seed = self.seed;
-        let node = self.builder(n).await.unwrap_or_else(|error| panic!("seed {seed}, node {n}: {error}"));
+        let starting = self.builder(n).into_future();
+        let started = match self.next_process(n) {
+            Some(process) => process.enter(starting).await,
+            None => starting.await,
+        };
+        let node = started.unwrap_or_else(|error| panic!("seed {seed}, node {n}: {error}"));
         self.nodes[n] = Some(node.clone());
         node
+    }
+
+    /// The process for the next life of node `n`, in a simulated world.
+    fn next_process(&mut self, n: usize) -> Option<Context> {
+        let world = sim::current()?.world().clone();
+        let generation = self.processes[n].as_ref().map_or(0, |process| process.generation() + 1);
+        self.processes[n] = Some(world.context(&self.peers[n].name, generation));
+        self.processes[n].clone()
     }
 
     /// Starts every node that is not running, and waits until all of them serve.
@@ -244,6 +272,9 @@ impl Group {
     pub(super) fn power_loss(&mut self, n: usize, mode: PowerLoss) {
         self.lives[n].store(false, Ordering::Release);
         self.disks[n].power_loss(mode);
+        if let Some(process) = &self.processes[n] {
+            process.kill();
+        }
         self.nodes[n] = None;
     }
 

@@ -64,7 +64,7 @@ impl Worker {
     }
 }
 
-async fn swarm(seed: u64, events: u64) -> (usize, usize) {
+pub(super) async fn swarm(seed: u64, events: u64) -> (usize, usize) {
     let mut rng = SplitMix(seed);
     let forgetful = seed.is_multiple_of(2);
     let mut group = Group::new(3, seed).tune(move |settings| {

@@ -53,8 +53,19 @@ impl<T> Shared<T> {
     }
 
     fn wake_all(waiters: BTreeMap<u64, Waker>) {
+        #[cfg(test)]
+        let waiters = unfairly(waiters);
         waiters.into_values().for_each(Waker::wake);
     }
+}
+
+/// The same in an order that no seed reaches, in a world that asks for it: as tokio's `watch` would wake them.
+#[cfg(test)]
+fn unfairly(waiters: BTreeMap<u64, Waker>) -> BTreeMap<u64, Waker> {
+    if super::sim::current().is_none_or(|context| !context.world().is_unfair()) {
+        return waiters;
+    }
+    waiters.into_values().map(|waker| (rand::random(), waker)).collect()
 }
 
 /// Changes the value. Cloneable; when the last one is dropped, receivers are told.

@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
+use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) use super::wire::Passage;
 use super::wire::Wire;
@@ -225,6 +226,7 @@ impl SimNet {
         F: Future<Output = ()> + Send + 'static,
     {
         let copies = self.state().depart(*leg, &route);
+        rt::sim::trace("frame", &[u8::from(route.lane).into(), copies.len() as u64, xxh3_64(&frame)]);
         for (copy, in_order) in copies {
             let turn = in_order.then(|| self.state().turn(&route));
             let (net, route) = (self.clone(), route.clone());

@@ -342,6 +342,11 @@ struct FaultHandle {
 }
 
 impl FaultHandle {
+    /// Tells a simulated world what is done to the file.
+    fn trace(&self, what: &'static str, bits: &[u64]) {
+        crate::rt::sim::trace(what, &[&[self.file as u64, self.generation], bits].concat());
+    }
+
     /// Counts an operation, lets it fail if it is to, and otherwise carries it out.
     fn run<T>(&self, kind: IoKind, run: impl FnOnce(&mut FaultFile) -> io::Result<T>) -> io::Result<T> {
         let mut inner = self.disk.lock();
@@ -429,6 +434,7 @@ impl StorageBackend for FaultHandle {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.run(IoKind::SetLen, |file| {
+            self.trace("set-len", &[len]);
             file.change(Pending::SetLen(len));
             Ok(())
         })
@@ -436,6 +442,7 @@ impl StorageBackend for FaultHandle {
 
     fn sync_data(&self) -> io::Result<()> {
         self.run(IoKind::Sync, |file| {
+            self.trace("sync", &[]);
             let FaultFile { durable, pending, .. } = file;
             pending.drain(..).for_each(|op| FaultFile::apply(durable, &op));
             Ok(())
@@ -444,6 +451,7 @@ impl StorageBackend for FaultHandle {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.run(IoKind::Write, |file| {
+            self.trace("write", &[offset, xxhash_rust::xxh3::xxh3_64(data)]);
             span(offset, data.len(), file.live.len())?;
             file.change(Pending::Write(offset, data.to_vec()));
             Ok(())
