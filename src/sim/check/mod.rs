@@ -9,12 +9,16 @@
 //!   search, so it judges histories of any length, and it says exactly what is wrong.
 //! * [`linearizable`] believes nothing but the answers and their times, and asks whether any order explains them. It takes
 //!   any object that has a [`Model`]: a host checks what it built on the store with it.
+//! * [`WatchRecord`], [`LeaseRecord`] and [`LockRecord`] are what a watch delivered, how a lease was renewed and ended, and
+//!   who believed to hold a lock; each checks itself, against the commits where that says more.
 //!
 //! Every [`Violation`] names its [`Property`] and shows the operations involved with their times.
 
 mod attribution;
 mod history;
+mod lease;
 mod linearizable;
+mod lock;
 mod log;
 mod op;
 mod order;
@@ -22,16 +26,20 @@ mod recorder;
 mod replay;
 mod timeline;
 mod violation;
+mod watch;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::history::{Call, History, Outcome};
+pub use self::lease::{Belief, LeaseCheck, LeaseEnd, LeaseRecord, Renewal, RenewalAnswer};
 pub use self::linearizable::{
     Model, Register, RegisterAnswer, RegisterOp, STEPS_MAX, Verdict, linearizable, linearizable_within,
 };
+pub use self::lock::{FencedWrite, Hold, LockRecord};
 pub use self::log::{Change, Commit, CommitLog, Kind};
 pub use self::op::{Answer, Attach, Condition, Moment, Only, Op, Resolution, Seen, Span, Step, StepAnswer, Test};
 pub use self::order::OrderCheck;
 pub use self::recorder::{Pending, Recorder};
 pub use self::violation::{Property, Violation};
+pub use self::watch::{WatchEvent, WatchRecord, WatchStart, WatchStep};

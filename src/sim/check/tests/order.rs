@@ -70,7 +70,7 @@ fn a_read_that_shows_a_write_before_it_began_is_out_of_order() {
 
 #[test]
 fn two_reads_do_not_go_back() {
-    let writes = vec![set_a(1, (0, 1), "1", 1), set_a(2, (2, 20), "2", 2)];
+    let writes = [set_a(1, (0, 1), "1", 1), set_a(2, (2, 20), "2", 2)];
     let reads = |first, then| {
         let reads = [get_a(3, (3, 4), Some(first)), get_a(4, (5, 6), Some(then))];
         properties(writes.iter().cloned().chain(reads).collect(), &two_puts())
