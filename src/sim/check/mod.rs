@@ -11,10 +11,14 @@
 //!   any object that has a [`Model`]: a host checks what it built on the store with it.
 //! * [`WatchRecord`], [`LeaseRecord`] and [`LockRecord`] are what a watch delivered, how a lease was renewed and ended, and
 //!   who believed to hold a lock; each checks itself, against the commits where that says more.
+//! * [`black_box`] is that for histories of the store itself, key by key; [`Evidence`] is a whole run in one file, and all
+//!   oracles over it.
 //!
 //! Every [`Violation`] names its [`Property`] and shows the operations involved with their times.
 
 mod attribution;
+mod black_box;
+mod evidence;
 mod history;
 mod lease;
 mod linearizable;
@@ -31,6 +35,8 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use self::black_box::{BlackBox, PART_KEYS_MAX, black_box};
+pub use self::evidence::{Evidence, LockEvidence, Report};
 pub use self::history::{Call, History, Outcome};
 pub use self::lease::{Belief, LeaseCheck, LeaseEnd, LeaseRecord, Renewal, RenewalAnswer};
 pub use self::linearizable::{
