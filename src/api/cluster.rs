@@ -256,9 +256,15 @@ impl Cluster {
         let asked =
             self.on_node(move |node| async move { node.housekeep(Command::Resolve { client, seq }, timeout).await });
         match asked.await? {
-            Response::Resolved(Resolution::Applied(revision)) => Ok(Outcome::Applied(revision)),
+            Response::Resolved(Resolution::Applied(revision)) => {
+                rt::mark(rt::Mark::UnknownApplied);
+                Ok(Outcome::Applied(revision))
+            }
             Response::Resolved(Resolution::NoEffect) => Ok(Outcome::NoEffect),
-            Response::Resolved(Resolution::Never) => Ok(Outcome::Never),
+            Response::Resolved(Resolution::Never) => {
+                rt::mark(rt::Mark::UnknownNever);
+                Ok(Outcome::Never)
+            }
             Response::Resolved(Resolution::Unknowable) | Response::Refused(Refusal::UnknownClient) => {
                 Ok(Outcome::Unknowable)
             }

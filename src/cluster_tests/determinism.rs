@@ -4,17 +4,8 @@
 //! each write to a disk with its bytes. On a difference both runs are made again, and the first line that differs is shown.
 
 use super::support::seeds;
-use super::swarm::swarm;
+use super::swarm::short as run;
 use crate::rt::sim::{Recording, World, first_difference};
-
-/// One run of the swarm in a world of its own, at 100 of tokio's milliseconds to one.
-fn run(seed: u64, yields: u32, prepare: impl Fn(&World)) -> World {
-    let world = World::new(seed, 100);
-    world.set_yields(yields);
-    prepare(&world);
-    world.block_on(swarm(seed, EVENTS));
-    world
-}
 
 fn assert_repeats(seed: u64, yields: u32) -> World {
     let (one, two) = (run(seed, yields, |_| {}), run(seed, yields, |_| {}));
@@ -25,8 +16,6 @@ fn assert_repeats(seed: u64, yields: u32) -> World {
     }
     one
 }
-
-const EVENTS: u64 = 12;
 
 #[test]
 fn a_seed_gives_the_same_run_twice() {

@@ -284,26 +284,32 @@ impl Group {
         node.shutdown().await.expect("shuts down");
     }
 
-    /// Waits until all running nodes stand at one revision, and checks that they hold the same there.
+    /// See [`converged`].
     pub(super) async fn converged(&self) {
-        let places = || {
-            let mut seen: Vec<_> = self.running().map(|n| (n.status().revision, n.status().state_hash)).collect();
-            seen.dedup();
-            seen
-        };
-        let equal =
-            || places().iter().map(|(revision, _)| revision).collect::<std::collections::BTreeSet<_>>().len() == 1;
-        let start = Instant::now();
-        while !equal() {
-            let states: Vec<_> = self.running().map(Cluster::status).collect();
-            assert!(start.elapsed() < PATIENCE, "seed {}: no equal revisions in {PATIENCE:?}: {states:#?}", self.seed);
-            rt::sleep(Duration::from_millis(5)).await;
-        }
-        // Entries without a revision (leases, client records) count in the hash too and may still be on their way.
-        while places().len() > 1 {
-            assert!(start.elapsed() < PATIENCE, "seed {}: states differ at one revision: {:?}", self.seed, places());
-            rt::sleep(Duration::from_millis(5)).await;
-        }
+        let nodes: Vec<Cluster> = self.running().cloned().collect();
+        converged(&nodes, &format!("seed {}", self.seed)).await;
+    }
+}
+
+/// Waits until all of the nodes stand at one revision, and checks that they hold the same there.
+pub(super) async fn converged(nodes: &[Cluster], context: &str) {
+    let places = || {
+        let status = nodes.iter().map(Cluster::status);
+        let mut seen: Vec<_> = status.map(|status| (status.revision, status.state_hash)).collect();
+        seen.dedup();
+        seen
+    };
+    let equal = || places().iter().map(|(revision, _)| revision).collect::<std::collections::BTreeSet<_>>().len() == 1;
+    let start = Instant::now();
+    while !equal() {
+        let states: Vec<_> = nodes.iter().map(Cluster::status).collect();
+        assert!(start.elapsed() < PATIENCE, "{context}: no equal revisions in {PATIENCE:?}: {states:#?}");
+        rt::sleep(Duration::from_millis(5)).await;
+    }
+    // Entries without a revision (leases, client records) count in the hash too and may still be on their way.
+    while places().len() > 1 {
+        assert!(start.elapsed() < PATIENCE, "{context}: states differ at one revision: {:?}", places());
+        rt::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::disk::LostWrites;
 use super::wire::{Wire, exponential, uniform};
 use super::world::Sim;
-use crate::rt;
 
 /// A kind of fault that [`Sim::chaos`] knows.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

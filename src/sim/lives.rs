@@ -255,6 +255,9 @@ impl Sim {
             cut(machine);
             std::mem::replace(&mut machine.life, Err(how.clone())).unwrap_or_else(|_| unreachable!("it is alive"))
         };
+        if life.is_young() {
+            rt::mark(rt::Mark::DoubleCrash);
+        }
         self.inner.net.close(name, away);
         life.context.kill();
         self.note(|| format!("{name} ends: {how}"));

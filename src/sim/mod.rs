@@ -97,6 +97,7 @@
 //! The nodes are the production code, from the public handle down to the storage engines; in place of the threads that drive
 //! those in production, tasks do.
 
+pub mod check;
 mod disk;
 mod error;
 mod faults;

@@ -70,19 +70,21 @@ pub(crate) struct Play {
     /// Panics that are part of the play.
     pub(crate) expected: fn(&Panicked) -> bool,
     pub(crate) limit: Duration,
+    /// What is done to the world before it begins.
+    pub(crate) prepare: fn(&World),
 }
 
 impl Default for Play {
     fn default() -> Self {
-        Play { seed: 0, scale: 1, yields: 0, expected: |_| false, limit: LIMIT }
+        Play { seed: 0, scale: 1, yields: 0, expected: |_| false, limit: LIMIT, prepare: |_| {} }
     }
 }
 
-/// Plays one world to its end, and tells the hash of all that happened in it.
+/// Plays one world to its end, and hands it out with the trace of all that happened in it.
 ///
 /// # Panics
 /// If it fails.
-pub(crate) fn play<F, Fut>(how: &Play, scenario: &F) -> u64
+pub(crate) fn play<F, Fut>(how: &Play, scenario: &F) -> World
 where
     F: Fn(Sim) -> Fut,
     Fut: Future,
@@ -90,6 +92,7 @@ where
 {
     let (world, journal) = (World::new(how.seed, how.scale), Journal::default());
     world.set_yields(how.yields);
+    (how.prepare)(&world);
     let _watchdog = Watchdog::start(how.seed);
     let outcome = world.block_on(async {
         let sim = Sim::new(world.clone(), journal.clone());
@@ -107,7 +110,7 @@ where
         outcome
     });
     match outcome {
-        None => world.hash(),
+        None => world,
         Some(failure) => panic!("{}", report(how.seed, &failure, &journal)),
     }
 }

@@ -14,7 +14,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn play_one<Fut: Future<Output: std::process::Termination>>(seed: u64, scenario: impl Fn(Sim) -> Fut) -> u64 {
-    play(&Play { seed, ..Play::default() }, &scenario)
+    play(&Play { seed, ..Play::default() }, &scenario).hash()
 }
 
 /// What a run says when it fails.
@@ -240,7 +240,7 @@ fn a_host_whose_clocks_run_wild_stays_a_member() {
 }
 
 /// Writes on all hosts until the end; what was acknowledged is told to the scenario.
-async fn chaotic(sim: Sim) -> Outcome {
+async fn chaotic(sim: Sim, time: Duration) -> Outcome {
     let acked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
     let told = acked.clone();
     sim.hosts(["a", "b", "c"], move |host| {
@@ -257,10 +257,10 @@ async fn chaotic(sim: Sim) -> Outcome {
             Ok::<(), StartError>(())
         }
     })?;
-    sim.chaos(Faults::all().swarm(), SECOND * 60).await;
+    sim.chaos(Faults::all().swarm(), time).await;
     sim.run_for(SECOND * 10).await;
     let acked = acked.lock().unwrap().clone();
-    assert!(acked.len() > 50, "{} writes in a minute", acked.len());
+    assert!(acked.len() > 30, "{} writes in {:?}", acked.len(), sim.elapsed());
     for name in sim.names() {
         let there = sim.node(&name)?.range::<i64>(..).await?;
         let keys: BTreeSet<&str> = there.iter().map(|(key, _)| key.as_str()).collect();
@@ -272,12 +272,12 @@ async fn chaotic(sim: Sim) -> Outcome {
 
 #[test]
 fn through_chaos_of_all_kinds_hosts_keep_what_was_acknowledged() {
-    run(0..4, chaotic);
+    run(0..2, |sim| chaotic(sim, SECOND * 15));
 }
 
 #[test]
 fn a_seed_is_one_run_and_another_seed_another() {
-    let [first, again, other] = [11, 11, 12].map(|seed| play_one(seed, chaotic));
+    let [first, again, other] = [11, 11, 12].map(|seed| play_one(seed, |sim| chaotic(sim, SECOND * 4)));
     assert_eq!(first, again);
     assert_ne!(first, other);
 }

@@ -73,6 +73,13 @@ pub(super) struct Machine {
     pub(super) life: Result<Life, String>,
 }
 
+impl Life {
+    /// Whether it has not got as far as to have a node.
+    pub(super) fn is_young(&self) -> bool {
+        self.context.generation() > 1 && self.cluster.upgrade().is_none()
+    }
+}
+
 impl Machine {
     /// The number of its newest process.
     pub(super) fn lives(&self) -> u64 {
@@ -260,7 +267,7 @@ impl Sim {
     }
 
     /// Every host that has an open cluster now.
-    pub(super) fn open(&self) -> Vec<(String, Cluster)> {
+    pub(crate) fn open(&self) -> Vec<(String, Cluster)> {
         let machines = self.machines();
         let open = |(name, machine): (&String, &Machine)| {
             let cluster = machine.life.as_ref().ok()?.cluster.upgrade()?;
@@ -303,12 +310,7 @@ impl Sim {
     /// [`SimError::Waited`].
     /// # Cancel safety
     /// It may be dropped at any time.
-    pub async fn until(
-        &self,
-        what: &str,
-        patience: Duration,
-        mut holds: impl FnMut() -> bool,
-    ) -> Result<(), SimError> {
+    pub async fn until(&self, what: &str, patience: Duration, mut holds: impl FnMut() -> bool) -> Result<(), SimError> {
         let start = rt::Instant::now();
         while !holds() {
             let waited = start.elapsed();
