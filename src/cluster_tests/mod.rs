@@ -11,6 +11,7 @@ mod power;
 mod propose;
 mod read;
 mod restart;
+mod scenarios;
 mod shutdown;
 mod snapshot;
 mod supervise;

@@ -341,11 +341,8 @@ async fn watch(cluster: Cluster, ledger: Arc<Ledger>, mut rng: SplitMix, name: S
         let builder = cluster.watch::<String>(prefix(HISTORY)).from(start).prev();
         let builder = if backpressure { builder.backpressure() } else { builder.coalesce() };
         let Ok(mut watch) = builder.await else { return };
-        let record = WatchRecord::new(
-            format!("{name}/{life} from {start}"),
-            Span::prefix(HISTORY),
-            WatchStart::From(start),
-        );
+        let record =
+            WatchRecord::new(format!("{name}/{life} from {start}"), Span::prefix(HISTORY), WatchStart::From(start));
         let place = {
             let mut watches = ledger.watches.lock().unwrap();
             watches.push(WatchRecord { prev: true, backpressure, ..record });
