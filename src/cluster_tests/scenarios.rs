@@ -144,9 +144,9 @@ fn a_leader_that_nobody_hears_is_replaced_and_serves_no_read_from_then_on() {
 fn a_network_of_every_vice_applies_each_write_once() {
     three(5, |sim, trio| async move {
         let vice = Wire::default().latency(Duration::ZERO, Duration::from_millis(60)).loss(0.3).duplication(0.5);
-        sim.wires(vice.lateness(0.1, 180 * SECOND).corruption(0.05));
+        sim.wires(vice.lateness(0.1, 60 * SECOND).corruption(0.05));
         let (mut acked, mut unknown) = (0, Vec::new());
-        for i in 0..40u64 {
+        for i in 0..25u64 {
             let name = trio.others()[i as usize % 2];
             match node(&sim, name).set(format!("{i}"), &i).prev().timeout(3 * SECOND).await {
                 Ok(replaced) => {
@@ -160,7 +160,7 @@ fn a_network_of_every_vice_applies_each_write_once() {
         }
         sim.wires(Wire::default());
         // Until the last late frame has arrived.
-        sim.run_for(200 * SECOND).await;
+        sim.run_for(65 * SECOND).await;
         let leader = settled(&sim).await.leader;
         let mut applied = acked;
         for (i, ticket) in unknown {
@@ -176,7 +176,7 @@ fn a_network_of_every_vice_applies_each_write_once() {
         assert!(all.iter().all(|(_, entry)| entry.version == 1), "{all:?}");
         assert_eq!(all.len() as u64, applied);
         let counts = sim.net().counts();
-        assert!(acked > 10 && counts.late > 50 && counts.flipped > 50, "{acked} acknowledged, {counts:?}");
+        assert!(acked > 5 && counts.late > 30 && counts.flipped > 30, "{acked} acknowledged, {counts:?}");
     });
 }
 

@@ -30,6 +30,8 @@ const HISTORY: &str = "k/";
 const LOCK: &str = "job";
 const LOCK_TTL: Duration = Duration::from_millis(1300);
 const OP_TIMEOUT_MS: u64 = 1200;
+/// Within this, whatever a client is at has come to an end.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// What all clients of one world write down. Times are the world's.
 pub(super) struct Ledger {
@@ -79,7 +81,7 @@ impl Ledger {
     /// Lets all clients finish what they are at.
     pub(super) async fn end(&self) {
         self.over.store(true, Ordering::Release);
-        rt::sleep(Duration::from_secs(15)).await;
+        rt::sleep(PATIENCE).await;
     }
 
     /// Has every ticket settled, so that nothing of unknown outcome is still to come.
@@ -293,7 +295,7 @@ impl Drop for Held<'_> {
 async fn hold(cluster: Cluster, ledger: Arc<Ledger>, mut rng: SplitMix) {
     while !ledger.is_over() {
         let client = ledger.client();
-        let guard = match cluster.lock(LOCK).ttl(LOCK_TTL).timeout(Duration::from_secs(3)).await {
+        let guard = match cluster.lock(LOCK).ttl(LOCK_TTL).timeout(PATIENCE / 2).await {
             Ok(guard) => guard,
             Err(Error::Stopped { .. }) => return,
             Err(_) => {
@@ -349,7 +351,7 @@ async fn watch(cluster: Cluster, ledger: Arc<Ledger>, mut rng: SplitMix, name: S
             watches.len() - 1
         };
         for _ in 0..rng.below(200) {
-            let Ok(next) = rt::timeout(Duration::from_secs(5), watch.next()).await else { break };
+            let Ok(next) = rt::timeout(PATIENCE / 2, watch.next()).await else { break };
             let Some(batch) = next else { return };
             ledger.watches.lock().unwrap()[place].push(&batch);
             match batch {
