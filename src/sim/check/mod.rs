@@ -18,6 +18,7 @@
 
 mod attribution;
 mod black_box;
+mod convert;
 mod evidence;
 mod history;
 mod lease;
@@ -36,6 +37,7 @@ mod watch;
 mod tests;
 
 pub use self::black_box::{BlackBox, PART_KEYS_MAX, black_box};
+pub use self::convert::text;
 pub use self::evidence::{Evidence, LockEvidence, Report};
 pub use self::history::{Call, History, Outcome};
 pub use self::lease::{Belief, LeaseCheck, LeaseEnd, LeaseRecord, Renewal, RenewalAnswer};

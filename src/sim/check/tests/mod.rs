@@ -1,6 +1,7 @@
 //! The oracles against histories that are right, that are wrong in one known way, and against brute force.
 
 mod black_box;
+mod cluster;
 mod evidence;
 mod lease;
 mod linearizable;
