@@ -172,6 +172,18 @@ fn a_delete_that_failed_for_certain_is_not_in_the_log() {
 }
 
 #[test]
+fn a_delete_that_began_later_is_not_taken_for_an_earlier_one() {
+    let log = CommitLog::complete(vec![put(1, "a", "1"), gone(2, Kind::Deleted, &["a"]), put(3, "a", "2")]);
+    let writes = [set_a(1, (0, 1), "1", 1), set_a(2, (4, 5), "2", 3)];
+    let with_delete = |times| {
+        let delete = ended(call(3, times, Op::delete("a"), Answer::Deleted(1), None), Outcome::Unknown);
+        properties(writes.iter().cloned().chain([delete]).collect(), &log)
+    };
+    assert_eq!(with_delete((2, 3)), []);
+    assert_eq!(with_delete((6, 7)), [Property::Kv4]);
+}
+
+#[test]
 fn what_a_write_replaced_is_the_newest_below_it() {
     let replace = |prev| {
         let op = Op::set("a", "2");
@@ -227,6 +239,22 @@ fn a_lost_write_is_seen_whether_it_told_its_revision_or_not() {
     let write = set_a(1, (0, 1), "1", 1);
     assert_eq!(properties(vec![write.clone()], &CommitLog::complete(vec![])), [Property::D1]);
     assert_eq!(properties(vec![Call { revision: None, ..write }], &CommitLog::complete(vec![])), [Property::D1]);
+}
+
+#[test]
+fn what_a_node_lost_or_kept_or_changed_at_the_end_is_seen() {
+    let log = CommitLog::complete(vec![put(1, "a", "1"), put(2, "b", "1"), gone(3, Kind::Deleted, &["b"])]);
+    let right = log.state();
+    assert_eq!(log.check_state("n1", &right), []);
+    let with = |key: &str, found: Option<Seen>| {
+        let mut state = right.clone();
+        state.remove(key);
+        state.extend(found.map(|found| (key.to_owned(), found)));
+        log.check_state("n1", &state).into_iter().map(|violation| violation.property).collect::<Vec<_>>()
+    };
+    assert_eq!(with("a", None), [Property::D1]);
+    assert_eq!(with("a", Some(seen("2", 1))), [Property::D1]);
+    assert_eq!(with("b", Some(seen("1", 2))), [Property::D1]);
 }
 
 #[test]
