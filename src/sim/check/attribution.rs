@@ -32,6 +32,7 @@ pub(super) fn attribute(history: &History, log: &CommitLog, timeline: &Timeline,
         owners: BTreeMap::new(),
         by_ticket: by_ticket(calls),
         by_put: by_put(calls),
+        told: told(calls),
         found: Attribution { effects: vec![None; calls.len()], violations: Vec::new() },
     };
     finding.take_claims();
@@ -62,6 +63,8 @@ struct Finding<'a> {
     by_ticket: BTreeMap<(u64, u64), usize>,
     /// Who puts this value at this key; `None`: more than one.
     by_put: BTreeMap<(&'a str, &'a str), Option<usize>>,
+    /// At each answer's time, the newest revision that had been told.
+    told: Vec<(u64, u64)>,
     found: Attribution,
 }
 
@@ -124,6 +127,8 @@ impl Finding<'_> {
             (None, None) if commit.is_expiry() => {}
             (None, None) => match self.deleter_of(commit) {
                 Some(place) => self.attribute(place, commit),
+                // A session that is dropped ends its lease, and nobody waits for that.
+                None if self.ends_a_session(commit) => {}
                 None => {
                     let what = "a commit that nobody asked for";
                     self.found.violations.push(Violation::new(Property::Kv4, what).with(commit));
@@ -149,7 +154,8 @@ impl Finding<'_> {
             let free = self.found.effects[*place].is_none();
             // A revoke does not tell its revision.
             let open = call.outcome != Outcome::Ok || silent(call);
-            let in_time = commit.applied_ns.is_none_or(|applied| call.invoked_ns <= applied);
+            let in_time = commit.applied_ns.is_none_or(|applied| call.invoked_ns <= applied)
+                && self.told_before(call.invoked_ns) < commit.revision.get();
             free && open
                 && in_time
                 && call.op.is_mutation()
@@ -158,6 +164,22 @@ impl Finding<'_> {
         let candidates = || (0..self.calls.len()).filter(fits);
         // A refused one only if there is no other: it is a violation.
         candidates().find(|place| self.calls[*place].outcome != Outcome::Fail).or_else(|| candidates().next())
+    }
+
+    /// The newest revision that somebody had been told by then.
+    fn told_before(&self, moment: u64) -> u64 {
+        let place = self.told.partition_point(|(returned, _)| *returned < moment);
+        self.told[..place].last().map_or(0, |(_, revision)| *revision)
+    }
+
+    /// Whether it is what revoking a lease does that somebody has put keys on by its number.
+    fn ends_a_session(&self, commit: &Commit) -> bool {
+        let view = View { timeline: self.timeline, revision: commit.revision.get() - 1 };
+        let lease = commit.changes.first().and_then(|change| self.timeline.get(&change.key, view.revision)?.lease);
+        lease.filter(|lease| self.calls.iter().any(|call| call.op.attaches_to(*lease))).is_some_and(|lease| {
+            let revoked = view.run(&Op::Revoke { lease });
+            revoked.is_some_and(|revoked| same_changes(&revoked.changes, commit.changes.iter()))
+        })
     }
 
     fn attribute(&mut self, place: usize, commit: &Commit) {
@@ -227,6 +249,19 @@ fn resolution(call: &Call) -> Option<(Ticket, Resolution)> {
         (Op::Resolve { ticket }, Some((Answer::Resolved(resolution), _))) => Some((*ticket, *resolution)),
         _ => None,
     }
+}
+
+/// By time of the answer, the newest revision told up to then.
+fn told(calls: &[Call]) -> Vec<(u64, u64)> {
+    let answered = calls.iter().filter_map(|call| Some((call.answered()?.1, call.revision?.get())));
+    let mut told: Vec<(u64, u64)> = answered.collect();
+    told.sort_unstable();
+    let mut newest = 0;
+    for (_, revision) in &mut told {
+        newest = newest.max(*revision);
+        *revision = newest;
+    }
+    told
 }
 
 fn by_ticket(calls: &[Call]) -> BTreeMap<(u64, u64), usize> {

@@ -127,6 +127,19 @@ impl CommitLog {
         state
     }
 
+    /// Holds what a node that has caught up says is there against the log: nothing acknowledged is lost or comes back (D1).
+    pub fn check_state(&self, node: &str, found: &BTreeMap<String, Seen>) -> Vec<Violation> {
+        let wanted = self.state();
+        let keys: BTreeSet<&String> = wanted.keys().chain(found.keys()).collect();
+        let differs = |key: &&String| wanted.get(*key) != found.get(*key);
+        let shown = |seen: Option<&Seen>| seen.map_or("nothing".to_owned(), Seen::to_string);
+        let violation = |key: &String| {
+            let what = format!("{node} holds {} at {key:?}", shown(found.get(key)));
+            Violation::new(Property::D1, what).with(format!("committed: {}", shown(wanted.get(key))))
+        };
+        keys.into_iter().filter(differs).map(violation).collect()
+    }
+
     /// Checks the log against itself: revisions grow by one (KV2), what each change says of itself follows from what was
     /// there before (KV3), keys of a lease go together (L4) and none is attached to it afterwards (L3).
     pub fn check(&self) -> Vec<Violation> {

@@ -45,9 +45,9 @@ fn right_histories_pass_however_their_calls_overlap() {
 
 #[test]
 fn a_large_history_is_judged_in_little_more_than_linear_time() {
-    let shape = Shape { clients: 20, calls_each: 2000, ..SMALL };
+    let shape = Shape { clients: 20, calls_each: 1000, ..SMALL };
     let (history, log) = right_history(1, shape);
-    assert!(log.commits.len() > 10_000);
+    assert!(log.commits.len() > 5_000);
     assert_eq!(OrderCheck::new().check(&history, &log), []);
 }
 
@@ -137,7 +137,7 @@ fn a_value_nobody_wrote_is_a_phantom() {
 fn stale_reads_of_one_handle_do_not_go_back_and_those_of_two_may() {
     let stale =
         |id, times, found| Call { op: Op::Get { key: "a".into(), moment: Moment::Stale }, ..get_a(id, times, found) };
-    let writes = vec![set_a(1, (0, 1), "1", 1), set_a(2, (2, 3), "2", 2)];
+    let writes = [set_a(1, (0, 1), "1", 1), set_a(2, (2, 3), "2", 2)];
     let reads =
         |first: Call, then: Call| properties(writes.iter().cloned().chain([first, then]).collect(), &two_puts());
     let (old, new) = (stale(3, (4, 5), None), stale(4, (6, 7), Some(second())));
@@ -169,6 +169,18 @@ fn a_delete_that_failed_for_certain_is_not_in_the_log() {
     assert_eq!(properties(calls(delete.clone()), &log), []);
     assert_eq!(properties(calls(ended(delete.clone(), Outcome::Unknown)), &log), []);
     assert_eq!(properties(calls(ended(delete, Outcome::Fail)), &log), [Property::Kv6]);
+}
+
+#[test]
+fn a_delete_that_began_later_is_not_taken_for_an_earlier_one() {
+    let log = CommitLog::complete(vec![put(1, "a", "1"), gone(2, Kind::Deleted, &["a"]), put(3, "a", "2")]);
+    let writes = [set_a(1, (0, 1), "1", 1), set_a(2, (4, 5), "2", 3)];
+    let with_delete = |times| {
+        let delete = ended(call(3, times, Op::delete("a"), Answer::Deleted(1), None), Outcome::Unknown);
+        properties(writes.iter().cloned().chain([delete]).collect(), &log)
+    };
+    assert_eq!(with_delete((2, 3)), []);
+    assert_eq!(with_delete((6, 7)), [Property::Kv4]);
 }
 
 #[test]
@@ -230,6 +242,22 @@ fn a_lost_write_is_seen_whether_it_told_its_revision_or_not() {
 }
 
 #[test]
+fn what_a_node_lost_or_kept_or_changed_at_the_end_is_seen() {
+    let log = CommitLog::complete(vec![put(1, "a", "1"), put(2, "b", "1"), gone(3, Kind::Deleted, &["b"])]);
+    let right = log.state();
+    assert_eq!(log.check_state("n1", &right), []);
+    let with = |key: &str, found: Option<Seen>| {
+        let mut state = right.clone();
+        state.remove(key);
+        state.extend(found.map(|found| (key.to_owned(), found)));
+        log.check_state("n1", &state).into_iter().map(|violation| violation.property).collect::<Vec<_>>()
+    };
+    assert_eq!(with("a", None), [Property::D1]);
+    assert_eq!(with("a", Some(seen("2", 1))), [Property::D1]);
+    assert_eq!(with("b", Some(seen("1", 2))), [Property::D1]);
+}
+
+#[test]
 fn the_keys_of_a_lease_go_together_and_do_not_come_back() {
     let lease = LeaseId::new(5);
     let on_it = |key: &str, revision| put_seen(key, Seen { lease: Some(lease), ..seen("1", revision) });
@@ -264,6 +292,31 @@ fn a_revoke_tells_no_revision_and_is_found_by_what_it_took() {
     let on_it = put_seen("a", Seen { lease: Some(lease), ..seen("1", 1) });
     let log = CommitLog::complete(vec![on_it, gone(2, Kind::Deleted, &["a"])]);
     assert_eq!(properties(calls, &log), []);
+}
+
+#[test]
+fn a_session_may_end_unrecorded_and_a_key_with_a_ttl_is_not_deleted_by_nobody() {
+    let lease = LeaseId::new(5);
+    let on_it = put_seen("a", Seen { lease: Some(lease), ..seen("1", 1) });
+    let log = CommitLog::complete(vec![on_it, gone(2, Kind::Deleted, &["a"])]);
+    let set = |attach| {
+        let op = Op::Set { key: "a".into(), value: "1".into(), only: Only::Always, attach };
+        vec![call(1, (0, 1), op, Answer::Written, 1)]
+    };
+    assert_eq!(properties(set(Attach::Lease(lease)), &log), []);
+    assert_eq!(properties(set(Attach::Ttl(100)), &log), [Property::Kv4]);
+}
+
+#[test]
+fn a_call_that_changes_nothing_does_not_tell_an_old_revision() {
+    let writes = [set_a(1, (0, 1), "1", 1), set_a(2, (2, 3), "2", 2)];
+    let none = |times, revision| {
+        let delete = call(3, times, Op::delete("z"), Answer::Deleted(0), revision);
+        properties(writes.iter().cloned().chain([delete]).collect(), &two_puts())
+    };
+    assert_eq!(none((4, 5), 2), []);
+    assert_eq!(none((2, 5), 1), []);
+    assert_eq!(none((4, 5), 1), [Property::Kv1]);
 }
 
 #[test]
