@@ -96,7 +96,7 @@ pub(crate) struct Settings {
     pub(crate) inline_storage: bool,
     pub(crate) retention: Retention,
     /// How the engines run instead, for tests that want disks to take time.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) drive: TestDrive,
 }
 
@@ -118,11 +118,11 @@ impl Default for Retention {
 }
 
 /// See [`Settings::drive`].
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 #[derive(Clone, Default)]
 pub(crate) struct TestDrive(pub(crate) Option<crate::rt::worker::Drive>);
 
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 impl std::fmt::Debug for TestDrive {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.0.is_some() { "set" } else { "unset" })
@@ -141,7 +141,7 @@ impl Default for Settings {
             client_ttl: Duration::from_secs(300),
             inline_storage: false,
             retention: Retention::default(),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "sim"))]
             drive: TestDrive::default(),
         }
     }

@@ -1,4 +1,7 @@
-//! Doors for this crate's own benchmarks, behind the feature `internals`. No promise holds for anything in here.
+//! Doors for this crate's own benchmarks and tests, behind the feature `internals`. No promise holds for anything in here.
+
+#[cfg(feature = "sim")]
+mod simulate;
 
 use std::io;
 use std::path::Path;
@@ -6,6 +9,8 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use bytes::Bytes;
 
+#[cfg(feature = "sim")]
+pub use self::simulate::{Simulated, in_a_simulated_process, run_in_a_simulated_process, simulate};
 use crate::api::cluster::Cluster;
 use crate::error::StartError;
 use crate::rt::worker::{Drive, Driver};

@@ -29,7 +29,13 @@ pub struct Builder {
     transport: Option<Arc<dyn Transport>>,
     formation: Formation,
     settings: Settings,
+    #[cfg(any(test, feature = "sim"))]
+    opened: Option<Opened>,
 }
+
+/// Is told of the cluster once it is open.
+#[cfg(any(test, feature = "sim"))]
+pub(crate) type Opened = Box<dyn FnOnce(&Cluster) + Send>;
 
 impl Builder {
     pub(crate) fn new(name: String) -> Self {
@@ -40,6 +46,8 @@ impl Builder {
             transport: None,
             formation: Formation::Single,
             settings: Settings::default(),
+            #[cfg(any(test, feature = "sim"))]
+            opened: None,
         }
     }
 
@@ -55,13 +63,19 @@ impl Builder {
         self
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn disk(mut self, disk: Arc<dyn crate::storage::disk::Disk>) -> Self {
         self.place = Some(Place::Disk(disk));
         self
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn opened(mut self, opened: impl FnOnce(&Cluster) + Send + 'static) -> Self {
+        self.opened = Some(Box::new(opened));
+        self
+    }
+
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
         self
@@ -145,7 +159,12 @@ impl IntoFuture for Builder {
                 formation: self.formation,
                 settings: self.settings,
             };
-            Ok(Cluster::new(node::start(opening).await?))
+            let cluster = Cluster::new(node::start(opening).await?);
+            #[cfg(any(test, feature = "sim"))]
+            if let Some(opened) = self.opened {
+                opened(&cluster);
+            }
+            Ok(cluster)
         })
     }
 }

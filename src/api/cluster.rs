@@ -43,6 +43,21 @@ struct Handle {
     node: Arc<Node>,
 }
 
+/// A handle that does not keep its node running.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Clone, Default)]
+pub(crate) struct WeakCluster {
+    handle: std::sync::Weak<Handle>,
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl WeakCluster {
+    /// The handle, while there is another.
+    pub(crate) fn upgrade(&self) -> Option<Cluster> {
+        self.handle.upgrade().map(|handle| Cluster { handle })
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         let node = self.node.clone();
@@ -101,6 +116,11 @@ pub enum Health {
 impl Cluster {
     pub(crate) fn new(node: Arc<Node>) -> Self {
         Cluster { handle: Arc::new(Handle { node }) }
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn downgrade(&self) -> WeakCluster {
+        WeakCluster { handle: Arc::downgrade(&self.handle) }
     }
 
     pub(crate) fn node(&self) -> &Arc<Node> {
@@ -236,9 +256,15 @@ impl Cluster {
         let asked =
             self.on_node(move |node| async move { node.housekeep(Command::Resolve { client, seq }, timeout).await });
         match asked.await? {
-            Response::Resolved(Resolution::Applied(revision)) => Ok(Outcome::Applied(revision)),
+            Response::Resolved(Resolution::Applied(revision)) => {
+                rt::mark(rt::Mark::UnknownApplied);
+                Ok(Outcome::Applied(revision))
+            }
             Response::Resolved(Resolution::NoEffect) => Ok(Outcome::NoEffect),
-            Response::Resolved(Resolution::Never) => Ok(Outcome::Never),
+            Response::Resolved(Resolution::Never) => {
+                rt::mark(rt::Mark::UnknownNever);
+                Ok(Outcome::Never)
+            }
             Response::Resolved(Resolution::Unknowable) | Response::Refused(Refusal::UnknownClient) => {
                 Ok(Outcome::Unknowable)
             }

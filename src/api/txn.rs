@@ -13,6 +13,7 @@ use super::session::Session;
 use crate::codec::{self, Value};
 use crate::command::{Attach, Compare, KeyRange, Op, OpResult, Order, Test, Txn, TxnResponse};
 use crate::error::Error;
+use crate::rt::{Mark, mark};
 use crate::types::{Fence, LeaseId, Revision};
 use crate::types::{TXN_OPS_MAX, WRITE_BYTES_MAX};
 
@@ -285,7 +286,10 @@ impl IntoFuture for Transaction {
             if let (Some(fence), Some(failed)) = (self.fence, &mut answer.failed) {
                 // The claim is the first condition, and none of the caller's.
                 match failed.checked_sub(1) {
-                    None => return Err(Error::Fenced { held: fence.get(), current: answer.revision }),
+                    None => {
+                        mark(Mark::StaleFenceRefused);
+                        return Err(Error::Fenced { held: fence.get(), current: answer.revision });
+                    }
                     Some(place) => *failed = place,
                 }
             }

@@ -3,6 +3,7 @@
 //! One file per thing that can go wrong; `support.rs` holds the cluster they all use.
 
 mod basics;
+mod determinism;
 mod exactly_once;
 mod formation;
 mod limits;
@@ -10,6 +11,7 @@ mod power;
 mod propose;
 mod read;
 mod restart;
+mod scenarios;
 mod shutdown;
 mod snapshot;
 mod supervise;

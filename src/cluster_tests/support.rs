@@ -1,23 +1,23 @@
 //! A cluster whose power, disks and network a test has in its hands.
 //!
 //! Everything runs on the test's own runtime, so that a paused clock drives it. A node that loses its power is cut off
-//! from the network at the same moment: what is left of it in this process can neither write nor speak.
+//! from the network at the same moment: what is left of it in this process can neither write nor speak. In a simulated
+//! world each life of a node is a process, and is killed.
 
+use std::future::IntoFuture;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-
 use crate::api::builder::Builder;
 use crate::config::{Settings, TestDrive};
+use crate::rt::sim::{self, Context};
 use crate::rt::worker::Drive;
 use crate::rt::{self, Instant};
+use crate::sim::Wire;
+use crate::sim::net::{Leg, Passage, Script, SimNet, Spawner};
 use crate::storage::fault_disk::{FaultDisk, PowerLoss, SplitMix};
-use crate::{
-    Cluster, Formation, Inbound, Lane, MemoryNetwork, MemoryTransport, Peer, Runtime, Timing, Transport, TransportError,
-};
+use crate::{Cluster, Formation, Lane, Peer, Runtime, Timing, Transport};
 
 /// Far beyond what anything here takes on the paused clock.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,119 +54,61 @@ pub(super) struct Mischief {
     pub(super) lose_snapshot_reply: Option<u64>,
 }
 
-/// The network's whims, shared by all wires of a group.
-#[derive(Debug)]
-struct Whims {
-    snapshot_frames: AtomicU64,
-    frames: AtomicU64,
-    mischief: Mutex<Mischief>,
-    rng: Mutex<SplitMix>,
-}
-
-/// What happens to one call.
-struct Fate {
-    lose_request: bool,
-    lose_reply: bool,
-    double: bool,
-    delays: [Duration; 2],
-}
-
-impl Whims {
-    fn draw(&self) -> Fate {
-        let mischief = *self.mischief.lock().unwrap();
-        let mut rng = self.rng.lock().unwrap();
-        let mut delay = || Duration::from_millis(rng.below(mischief.delay_ms_max + 1));
-        let delays = [delay(), delay()];
-        let mut hits = |percent| rng.below(100) < percent;
-        Fate {
-            lose_request: hits(mischief.lose_requests),
-            lose_reply: hits(mischief.lose_replies),
-            double: hits(mischief.double),
-            delays,
-        }
-    }
-}
-
-/// One life of one node on the network: mischief on the way, silence after its end.
-struct Wire {
-    inner: Arc<MemoryTransport>,
-    alive: Arc<AtomicBool>,
-    whims: Arc<Whims>,
-}
-
-impl Transport for Wire {
-    fn start(&self, inbound: Inbound) {
-        let alive = self.alive.clone();
-        self.inner.start(Inbound::new(move |lane, frame| {
-            let (inbound, alive) = (inbound.clone(), alive.clone());
-            Box::pin(async move {
-                if !alive.load(Ordering::Acquire) {
-                    return Err(TransportError::Unreachable);
-                }
-                let answer = inbound.receive(lane, frame).await;
-                if alive.load(Ordering::Acquire) { answer } else { Err(TransportError::Unreachable) }
-            })
-        }));
-    }
-
-    fn call<'a>(
-        &'a self,
-        to: &'a Peer,
-        lane: Lane,
-        frame: Bytes,
-        timeout: Duration,
-    ) -> BoxFuture<'a, Result<Bytes, TransportError>> {
-        Box::pin(async move {
-            self.whims.frames.fetch_add(1, Ordering::Relaxed);
-            let fate = self.whims.draw();
-            if fate.double {
-                let (inner, to, frame, alive) = (self.inner.clone(), to.clone(), frame.clone(), self.alive.clone());
-                let late = fate.delays[1];
-                rt::spawn("double", async move {
-                    rt::sleep(late).await;
-                    if alive.load(Ordering::Acquire) {
-                        let _ = inner.call(&to, lane, frame, timeout).await;
+impl Mischief {
+    /// Has the network do this to each frame, as `rng` draws.
+    fn script(self, rng: Arc<Mutex<SplitMix>>, snapshot_answers: Arc<AtomicU64>) -> Script {
+        Arc::new(move |sight| {
+            let mut rng = rng.lock().unwrap();
+            let mut delay = || Duration::from_millis(rng.below(self.delay_ms_max + 1));
+            let delays = [delay(), delay()];
+            let mut hits = |percent| rng.below(100) < percent;
+            let copy = |delay| Passage { delay, ..Passage::default() };
+            match sight.leg {
+                Leg::Request => {
+                    let mut copies = Vec::new();
+                    if let Some(later) = self.client_double_after.filter(|_| sight.lane == Lane::Client) {
+                        copies = vec![Passage { muted: true, ..copy(delays[0]) }, copy(delays[0] + later)];
+                    } else if !hits(self.lose_requests) {
+                        copies.push(copy(delays[0]));
                     }
-                })
-                .detach();
+                    if hits(self.double) {
+                        copies.push(Passage { muted: true, ..copy(delays[1]) });
+                    }
+                    Some(copies)
+                }
+                Leg::Answer { ok } => {
+                    // Only what somebody has answered: while the peer is down, the sender tries in vain.
+                    let answered = ok && sight.lane == Lane::Snapshot;
+                    let number = answered.then(|| snapshot_answers.fetch_add(1, Ordering::Relaxed));
+                    let unlucky = number.is_some() && number == self.lose_snapshot_reply;
+                    let lost = hits(self.lose_replies) || unlucky;
+                    Some(if lost { Vec::new() } else { vec![copy(Duration::ZERO)] })
+                }
             }
-            if !fate.delays[0].is_zero() {
-                rt::sleep(fate.delays[0]).await;
-            }
-            if fate.lose_request || !self.alive.load(Ordering::Acquire) {
-                return lost(timeout).await;
-            }
-            let again = self.whims.mischief.lock().unwrap().client_double_after;
-            if let Some(later) = again.filter(|_| lane == Lane::Client) {
-                let _ = self.inner.call(to, lane, frame.clone(), timeout).await;
-                rt::sleep(later).await;
-            }
-            let unlucky = self.whims.mischief.lock().unwrap().lose_snapshot_reply;
-            let answer = self.inner.call(to, lane, frame, timeout).await;
-            // Only what somebody has answered: while the peer is down, the sender tries in vain.
-            let answered = lane == Lane::Snapshot && answer.is_ok();
-            let answer_lost = answered && Some(self.whims.snapshot_frames.fetch_add(1, Ordering::Relaxed)) == unlucky;
-            if fate.lose_reply || answer_lost || !self.alive.load(Ordering::Acquire) {
-                return lost(timeout).await;
-            }
-            answer
         })
     }
 }
 
-async fn lost(timeout: Duration) -> Result<Bytes, TransportError> {
-    rt::sleep(timeout).await;
-    Err(TransportError::TimedOut)
+/// Runs what carries frames: in a simulated world a process of its own, so that no node's pause or end stops them.
+fn carrier() -> Spawner {
+    let carrier = sim::current().map(|outside| outside.world().context("network", 0));
+    Arc::new(move |name, task| match &carrier {
+        Some(carrier) => carrier.spawn(name, task).detach(),
+        None => rt::spawn(name, task).detach(),
+    })
 }
 
 pub(super) struct Group {
     pub(super) seed: u64,
-    pub(super) network: MemoryNetwork,
+    pub(super) network: SimNet,
     pub(super) peers: Vec<Peer>,
     pub(super) disks: Vec<FaultDisk>,
     nodes: Vec<Option<Cluster>>,
     lives: Vec<Arc<AtomicBool>>,
-    whims: Arc<Whims>,
+    /// Each node's process, in a simulated world.
+    processes: Vec<Option<Context>>,
+    rng: Arc<Mutex<SplitMix>>,
+    snapshot_answers: Arc<AtomicU64>,
     formation: Option<Formation>,
     tune: Arc<dyn Fn(&mut Settings) + Send + Sync>,
 }
@@ -178,17 +120,14 @@ impl Group {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().with_ansi(false).try_init();
         Group {
             seed,
-            network: MemoryNetwork::new(),
+            network: SimNet::new(seed, Wire::instant(), carrier()),
             peers: (1..=size).map(|n| Peer::new(format!("node-{n}"), format!("address-{n}"))).collect(),
             disks: (0..size).map(|n| FaultDisk::new(seed.wrapping_mul(31) + n as u64)).collect(),
             nodes: vec![None; size],
             lives: vec![Arc::default(); size],
-            whims: Arc::new(Whims {
-                snapshot_frames: AtomicU64::new(0),
-                frames: AtomicU64::new(0),
-                mischief: Mutex::default(),
-                rng: Mutex::new(SplitMix(seed)),
-            }),
+            processes: vec![None; size],
+            rng: Arc::new(Mutex::new(SplitMix(seed))),
+            snapshot_answers: Arc::default(),
             formation: None,
             tune: Arc::new(|_| {}),
         }
@@ -208,7 +147,7 @@ impl Group {
 
     /// Frames sent so far.
     pub(super) fn frames(&self) -> u64 {
-        self.whims.frames.load(Ordering::Relaxed)
+        self.network.counts().calls
     }
 
     /// Takes a node that the test has started itself.
@@ -222,7 +161,8 @@ impl Group {
     }
 
     pub(super) fn mischief(&self, mischief: Mischief) {
-        *self.whims.mischief.lock().unwrap() = mischief;
+        self.snapshot_answers.store(0, Ordering::Relaxed);
+        self.network.script(Some(mischief.script(self.rng.clone(), self.snapshot_answers.clone())));
     }
 
     /// A transport for a new life of node `n`; the one before is silent from now on.
@@ -233,12 +173,9 @@ impl Group {
 
     /// As [`Group::wire`], but the life before goes on speaking.
     fn wire_beside(&mut self, n: usize) -> impl Transport + use<> {
-        self.lives[n] = Arc::new(AtomicBool::new(true));
-        Wire {
-            inner: Arc::new(self.network.transport(self.peers[n].name.clone())),
-            alive: self.lives[n].clone(),
-            whims: self.whims.clone(),
-        }
+        let end = self.network.end(&self.peers[n].name);
+        self.lives[n] = end.alive();
+        end
     }
 
     pub(super) fn builder(&mut self, n: usize) -> Builder {
@@ -265,9 +202,22 @@ impl Group {
 
     pub(super) async fn start(&mut self, n: usize) -> Cluster {
         let seed = self.seed;
-        let node = self.builder(n).await.unwrap_or_else(|error| panic!("seed {seed}, node {n}: {error}"));
+        let starting = self.builder(n).into_future();
+        let started = match self.next_process(n) {
+            Some(process) => process.enter(starting).await,
+            None => starting.await,
+        };
+        let node = started.unwrap_or_else(|error| panic!("seed {seed}, node {n}: {error}"));
         self.nodes[n] = Some(node.clone());
         node
+    }
+
+    /// The process for the next life of node `n`, in a simulated world.
+    fn next_process(&mut self, n: usize) -> Option<Context> {
+        let world = sim::current()?.world().clone();
+        let generation = self.processes[n].as_ref().map_or(0, |process| process.generation() + 1);
+        self.processes[n] = Some(world.context(&self.peers[n].name, generation));
+        self.processes[n].clone()
     }
 
     /// Starts every node that is not running, and waits until all of them serve.
@@ -322,6 +272,9 @@ impl Group {
     pub(super) fn power_loss(&mut self, n: usize, mode: PowerLoss) {
         self.lives[n].store(false, Ordering::Release);
         self.disks[n].power_loss(mode);
+        if let Some(process) = &self.processes[n] {
+            process.kill();
+        }
         self.nodes[n] = None;
     }
 
@@ -331,26 +284,32 @@ impl Group {
         node.shutdown().await.expect("shuts down");
     }
 
-    /// Waits until all running nodes stand at one revision, and checks that they hold the same there.
+    /// See [`converged`].
     pub(super) async fn converged(&self) {
-        let places = || {
-            let mut seen: Vec<_> = self.running().map(|n| (n.status().revision, n.status().state_hash)).collect();
-            seen.dedup();
-            seen
-        };
-        let equal =
-            || places().iter().map(|(revision, _)| revision).collect::<std::collections::BTreeSet<_>>().len() == 1;
-        let start = Instant::now();
-        while !equal() {
-            let states: Vec<_> = self.running().map(Cluster::status).collect();
-            assert!(start.elapsed() < PATIENCE, "seed {}: no equal revisions in {PATIENCE:?}: {states:#?}", self.seed);
-            rt::sleep(Duration::from_millis(5)).await;
-        }
-        // Entries without a revision (leases, client records) count in the hash too and may still be on their way.
-        while places().len() > 1 {
-            assert!(start.elapsed() < PATIENCE, "seed {}: states differ at one revision: {:?}", self.seed, places());
-            rt::sleep(Duration::from_millis(5)).await;
-        }
+        let nodes: Vec<Cluster> = self.running().cloned().collect();
+        converged(&nodes, &format!("seed {}", self.seed)).await;
+    }
+}
+
+/// Waits until all of the nodes stand at one revision, and checks that they hold the same there.
+pub(super) async fn converged(nodes: &[Cluster], context: &str) {
+    let places = || {
+        let status = nodes.iter().map(Cluster::status);
+        let mut seen: Vec<_> = status.map(|status| (status.revision, status.state_hash)).collect();
+        seen.dedup();
+        seen
+    };
+    let equal = || places().iter().map(|(revision, _)| revision).collect::<std::collections::BTreeSet<_>>().len() == 1;
+    let start = Instant::now();
+    while !equal() {
+        let states: Vec<_> = nodes.iter().map(Cluster::status).collect();
+        assert!(start.elapsed() < PATIENCE, "{context}: no equal revisions in {PATIENCE:?}: {states:#?}");
+        rt::sleep(Duration::from_millis(5)).await;
+    }
+    // Entries without a revision (leases, client records) count in the hash too and may still be on their way.
+    while places().len() > 1 {
+        assert!(start.elapsed() < PATIENCE, "{context}: states differ at one revision: {:?}", places());
+        rt::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -20,7 +20,7 @@ use crate::error::{Error, Obstacle};
 use crate::format::command::encode_proposal;
 use crate::format::message::{KeepAlive, Reply, Request};
 use crate::raft::ASK_TIMEOUT;
-use crate::rt::{self, Instant};
+use crate::rt::{self, Instant, Mark, mark};
 use crate::transport::Lane;
 use crate::types::{LeaderId, LeaseId};
 
@@ -49,6 +49,7 @@ struct Table {
 /// One uninterrupted leadership of this node.
 struct Reign {
     leader: LeaderId,
+    began: Instant,
     deadlines: BTreeMap<LeaseId, Instant>,
     queue: BTreeSet<(Instant, LeaseId)>,
     /// Leases whose end this leader has proposed; they are not renewed any more.
@@ -144,6 +145,7 @@ impl Leases {
     /// Leases that are due, marked as ending; or when the next one will be.
     fn due(&self) -> (Vec<LeaseId>, Option<LeaderId>, Option<Instant>) {
         let mut table = self.lock();
+        let table = &mut *table;
         let Some(reign) = &mut table.reign else { return (Vec::new(), None, None) };
         let now = Instant::now();
         let mut due = Vec::new();
@@ -152,6 +154,9 @@ impl Leases {
                 break;
             }
             reign.queue.pop_first();
+            if table.ttl_ms.get(&lease).is_some_and(|ttl_ms| reign.began + Duration::from_millis(*ttl_ms) == deadline) {
+                mark(Mark::InheritedLeaseExpired);
+            }
             reign.ending.insert(lease);
             due.push(lease);
         }
@@ -185,7 +190,8 @@ impl Leases {
 impl Table {
     fn new_reign(&self, leader: LeaderId) -> Reign {
         let now = Instant::now();
-        let mut reign = Reign { leader, deadlines: BTreeMap::new(), queue: BTreeSet::new(), ending: BTreeSet::new() };
+        let mut reign =
+            Reign { leader, began: now, deadlines: BTreeMap::new(), queue: BTreeSet::new(), ending: BTreeSet::new() };
         for (lease, ttl_ms) in &self.ttl_ms {
             reign.set(*lease, now + Duration::from_millis(*ttl_ms));
         }
@@ -274,10 +280,12 @@ impl Node {
     pub(super) async fn serve_keep_alive(self: &Arc<Self>, leases: Vec<LeaseId>) -> Reply {
         let status = self.status.borrow();
         let Some(leader) = status.leader.filter(|_| status.leads) else {
+            mark(Mark::KeepaliveRefused);
             return Reply::NotLeader { leader: status.leader };
         };
         let started = Instant::now();
         let Ok(index) = self.read_barrier(started, started + ASK_TIMEOUT).await else {
+            mark(Mark::KeepaliveRefused);
             return Reply::Busy { what: "no quorum confirmed this leader".into() };
         };
         if self.applied.wait(index).await.is_err() {

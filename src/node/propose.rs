@@ -21,7 +21,7 @@ use crate::error::{Error, Obstacle};
 use crate::format::command::{decode_response, encode_proposal, encode_response};
 use crate::format::message::{Reply, Request};
 use crate::raft::RaftFailure;
-use crate::rt::{self, Instant};
+use crate::rt::{self, Instant, Mark, mark};
 use crate::transport::{FRAME_BYTES_MAX, Lane};
 use crate::types::NodeId;
 
@@ -274,6 +274,10 @@ impl Node {
                     let response = answer.and_then(|bytes| decode_response(bytes).ok());
                     let _ = submission.answer.send(response.map_or(Attempt::Unknown, Attempt::Decided));
                 }
+            }
+            None => {
+                mark(Mark::LeaderChangedUnderWrite);
+                refuse(batch, || Attempt::Unknown)
             }
             // Not even a refusal proves that nothing was logged: it may answer a double of the frame, which came later than
             // the first. Nor does an unreachable leader: the connection may have broken behind the frame.

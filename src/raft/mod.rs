@@ -23,7 +23,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
-use openraft::{Instant as _, ReadPolicy, ServerState, async_runtime::WatchReceiver};
+use openraft::{ReadPolicy, ServerState, async_runtime::WatchReceiver};
 
 use self::heard::Heard;
 use self::log_store::LogStore;

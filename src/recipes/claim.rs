@@ -156,8 +156,10 @@ impl Line {
     /// exists, and by the session's local deadline, which was not passed from before that read until after it.
     async fn turn(&self, node: &Arc<Node>, claim: &Claim, session: &Lifeline) -> Result<u64, Error> {
         while let Some(before) = self.before(&node.state().view(), claim)? {
-            if let LostReason::Stopped = until_gone(node, &before).await {
-                return Err(session_error(session, LostReason::Stopped));
+            match until_gone(node, &before).await {
+                LostReason::Stopped => return Err(session_error(session, LostReason::Stopped)),
+                LostReason::Expired => rt::mark(rt::Mark::LockGrantedByExpiry),
+                _ => {}
             }
         }
         // First here is first for good, so that nothing below asks about the others again.

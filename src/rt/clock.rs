@@ -5,12 +5,15 @@
 //!   not wake up believing that it holds it.
 //! * [`wall_ms`] can jump in both directions. It is written into records to be shown, and decides nothing.
 //!
-//! All timers are tokio's. Under a clock that a test has paused, the first two follow the test's clock.
+//! All timers are tokio's. Under a clock that a test has paused, the first two follow the test's clock. In a simulated
+//! process all three are its machine's.
 
 use std::future::Future;
 use std::ops::{Add, AddAssign, Sub};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::scope;
 
 /// A moment on the monotonic clock.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,12 +21,20 @@ pub(crate) struct Instant(tokio::time::Instant);
 
 impl Instant {
     pub(crate) fn now() -> Self {
-        Instant(tokio::time::Instant::now())
+        Instant(scope::now())
     }
 
     /// How long ago this was; zero if it is still to come.
     pub(crate) fn elapsed(self) -> Duration {
         Self::now() - self
+    }
+
+    pub(super) fn into_tokio(self) -> tokio::time::Instant {
+        self.0
+    }
+
+    pub(super) fn from_tokio(instant: tokio::time::Instant) -> Self {
+        Instant(instant)
     }
 }
 
@@ -57,12 +68,12 @@ const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// Waits for `duration`, rounded up to the next millisecond. Dropping it is safe at any time.
 pub(crate) fn sleep(duration: Duration) -> impl Future<Output = ()> + Send {
-    tokio::time::sleep(duration)
+    scope::sleep(duration)
 }
 
 /// Waits until `deadline`; returns at once if it has passed. Dropping it is safe at any time.
 pub(crate) fn sleep_until(deadline: Instant) -> impl Future<Output = ()> + Send {
-    tokio::time::sleep_until(deadline.0)
+    scope::sleep_until(deadline.0)
 }
 
 /// The future was not done in time. It has been dropped.
@@ -72,12 +83,12 @@ pub(crate) struct Elapsed;
 
 /// Runs `future` for `duration` at most, and drops it then. A future that is ready in its last moment wins.
 pub(crate) async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
-    tokio::time::timeout(duration, future).await.map_err(|_| Elapsed)
+    scope::timeout(duration, future).await.map_err(|_| Elapsed)
 }
 
 /// Runs `future` until `deadline` at most, and drops it then. A future that is ready in its last moment wins.
 pub(crate) async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Result<F::Output, Elapsed> {
-    tokio::time::timeout_at(deadline.0, future).await.map_err(|_| Elapsed)
+    scope::timeout_at(deadline.0, future).await.map_err(|_| Elapsed)
 }
 
 /// The time since the machine was started, suspend included. Callable from any thread, in or out of a runtime.
@@ -94,6 +105,9 @@ pub(crate) async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Resul
 /// the system's clock. Otherwise it is the point of the boot clock to which the test's clock has been moved, so that it
 /// advances as the test's does and not by itself; suspend does not exist there.
 pub(crate) fn boot_now() -> Duration {
+    if let Some(simulated) = scope::boot_now() {
+        return simulated;
+    }
     let epoch = *EPOCH.get_or_init(Epoch::take);
     let before = std::time::Instant::now();
     let tokio = tokio::time::Instant::now().into_std();
@@ -140,6 +154,9 @@ fn system_boot_time() -> Duration {
 
 /// Milliseconds since 1970 by the wall clock; zero before that. For display only.
 pub(crate) fn wall_ms() -> u64 {
+    if let Some(simulated) = scope::wall_ms() {
+        return simulated;
+    }
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 

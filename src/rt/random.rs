@@ -3,11 +3,17 @@
 use rand::TryRng;
 use rand::rngs::SysRng;
 
+use super::scope;
+
 /// A number that nobody can expect and that no other process will draw.
 ///
 /// It comes from the operating system at each call and not from a generator of this process: a service that forks its
-/// workers would otherwise hand each of them the same generator, and two nodes the same identity.
+/// workers would otherwise hand each of them the same generator, and two nodes the same identity. In a simulated process it
+/// comes from the seed.
 pub(crate) fn random_u64() -> u64 {
+    if let Some(simulated) = scope::random_u64() {
+        return simulated;
+    }
     SysRng.try_next_u64().expect("the operating system supplies randomness")
 }
 

@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle, ThreadId};
 
 use tokio::runtime::{Builder, Handle};
 
+use super::scope::{self, Scope};
 use super::task::{Task, spawn_on};
 use super::watch;
 
@@ -27,6 +28,8 @@ pub(crate) enum RuntimeKind {
 #[derive(Clone, Debug)]
 pub(crate) struct NodeRuntime {
     handle: Handle,
+    /// The simulated process that this was started in.
+    scope: Scope,
     thread: Option<Arc<Thread>>,
 }
 
@@ -45,19 +48,21 @@ struct Thread {
 
 impl NodeRuntime {
     /// Starts a runtime for the node called `name`, which also names its thread (the system may cut it at 15 bytes).
+    /// Nothing in a simulation can wait for a thread: there, a node always shares the runtime that it is started from.
     ///
     /// # Errors
     /// If the system gives no thread, if `name` holds a zero byte, or if `Current` is asked for outside a runtime.
     pub(crate) fn start(name: &str, kind: RuntimeKind) -> io::Result<Self> {
         match kind {
             RuntimeKind::Current => Self::current(),
+            RuntimeKind::Dedicated if scope::simulated() => Self::current(),
             RuntimeKind::Dedicated => Self::dedicated(name),
         }
     }
 
     fn current() -> io::Result<Self> {
         let handle = Handle::try_current().map_err(io::Error::other)?;
-        Ok(NodeRuntime { handle, thread: None })
+        Ok(NodeRuntime { handle, scope: Scope::current(), thread: None })
     }
 
     fn dedicated(name: &str) -> io::Result<Self> {
@@ -78,16 +83,17 @@ impl NodeRuntime {
             drop(ending);
         })?;
         let thread = Thread { id: join.thread().id(), stop, ended, join: Mutex::new(Some(join)) };
-        Ok(NodeRuntime { handle, thread: Some(Arc::new(thread)) })
+        Ok(NodeRuntime { handle, scope: Scope::current(), thread: Some(Arc::new(thread)) })
     }
 
-    /// Runs `future` on this runtime. Callable from any thread; if the runtime has ended, the task is aborted at once.
+    /// Runs `future` on this runtime. Callable from any thread; if the runtime has ended, the task is aborted at once. In a
+    /// simulation it belongs to the process that this runtime was started in, not to the caller's.
     pub(crate) fn spawn<F>(&self, name: &'static str, future: F) -> Task<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        spawn_on(&self.handle, name, future)
+        spawn_on(&self.handle, &self.scope, name, future)
     }
 
     /// Asks a dedicated runtime to end, without waiting for it. A shared one is its owner's to end.
@@ -221,8 +227,8 @@ mod tests {
             drop(runtime);
             assert!(!ended.is_closed());
             if inside {
-                let spawner = clone.handle.clone();
-                let _ = spawn_on(&spawner, "holder", async move { drop(clone) }).await;
+                let (spawner, scope) = (clone.handle.clone(), Scope::current());
+                let _ = spawn_on(&spawner, &scope, "holder", async move { drop(clone) }).await;
             } else {
                 drop(clone);
             }

@@ -11,6 +11,8 @@ use std::task::{Context, Poll};
 
 use futures::FutureExt;
 
+use super::scope::{self, Scope};
+
 /// Runs `future` on the current runtime.
 ///
 /// # Panics
@@ -21,26 +23,32 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    Task { name, handle: tokio::spawn(caught(name, future)) }
+    Task { name, handle: Scope::current().spawn(None, name, caught(name, future)) }
 }
 
-/// As [`spawn`], on the runtime behind `handle`, from any thread. If that runtime has ended, so has the task.
-pub(super) fn spawn_on<F>(handle: &tokio::runtime::Handle, name: &'static str, future: F) -> Task<F::Output>
+/// As [`spawn`], on the runtime behind `handle` and in `scope`, from any thread. If that runtime has ended, so has the task.
+pub(super) fn spawn_on<F>(
+    handle: &tokio::runtime::Handle,
+    scope: &Scope,
+    name: &'static str,
+    future: F,
+) -> Task<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    Task { name, handle: handle.spawn(caught(name, future)) }
+    Task { name, handle: scope.spawn(Some(handle), name, caught(name, future)) }
 }
 
 /// `future`, with a panic turned into an error.
 ///
 /// The future may be left in any state by that, but it is dropped at once, and what it shares with others lies behind
 /// locks of theirs.
-async fn caught<F: Future>(name: &'static str, future: F) -> Result<F::Output, TaskFailed> {
+pub(super) async fn caught<F: Future>(name: &'static str, future: F) -> Result<F::Output, TaskFailed> {
     AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
         let message = panic_message(&*panic);
         tracing::error!(task = name, panic = message, "a task panicked");
+        scope::panicked(name, &message);
         TaskFailed::Panicked { name, message }
     })
 }
@@ -65,6 +73,12 @@ pub(crate) struct Task<T> {
 }
 
 impl<T> Task<T> {
+    /// A task that was spawned as [`caught`].
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn of(name: &'static str, handle: tokio::task::JoinHandle<Result<T, TaskFailed>>) -> Self {
+        Task { name, handle }
+    }
+
     /// Asks the task to end where it next waits. It is over when awaiting it returns.
     pub(crate) fn abort(&self) {
         self.handle.abort();

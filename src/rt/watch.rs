@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::task::{Context, Poll, Waker};
 
 /// A value and its watchers. The receiver starts out having seen `init`.
@@ -48,13 +48,24 @@ impl<T> Shared<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        read(&self.value.read().unwrap_or_else(PoisonError::into_inner))
+    fn value(&self) -> RwLockReadGuard<'_, T> {
+        self.value.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake_all(waiters: BTreeMap<u64, Waker>) {
+        #[cfg(test)]
+        let waiters = unfairly(waiters);
         waiters.into_values().for_each(Waker::wake);
     }
+}
+
+/// The same in an order that no seed reaches, in a world that asks for it: as tokio's `watch` would wake them.
+#[cfg(test)]
+fn unfairly(waiters: BTreeMap<u64, Waker>) -> BTreeMap<u64, Waker> {
+    if super::sim::current().is_none_or(|context| !context.world().is_unfair()) {
+        return waiters;
+    }
+    waiters.into_values().map(|waker| (rand::random(), waker)).collect()
 }
 
 /// Changes the value. Cloneable; when the last one is dropped, receivers are told.
@@ -106,7 +117,7 @@ impl<T> Sender<T> {
 
     /// Reads the value. `read` must not change this channel.
     pub(crate) fn with<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        self.shared.read(read)
+        read(&self.shared.value())
     }
 
     /// A copy of the value.
@@ -115,6 +126,11 @@ impl<T> Sender<T> {
         T: Clone,
     {
         self.with(T::clone)
+    }
+
+    /// As [`Receiver::guard`].
+    pub(super) fn guard(&self) -> RwLockReadGuard<'_, T> {
+        self.shared.value()
     }
 
     /// Whether nobody watches any more.
@@ -187,7 +203,7 @@ impl<T> Receiver<T> {
 
     /// Reads the value without marking it as seen. `read` must not change this channel.
     pub(crate) fn with<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        self.shared.read(read)
+        read(&self.shared.value())
     }
 
     /// A copy of the value, which is not marked as seen.
@@ -217,10 +233,20 @@ impl<T> Receiver<T> {
     }
 
     fn with_update<R>(&mut self, read: impl FnOnce(&T) -> R) -> R {
-        let value = self.shared.value.read().unwrap_or_else(PoisonError::into_inner);
+        read(&self.guard_and_update())
+    }
+
+    /// The value, locked: whoever sends waits until this is dropped. Only for the consensus library, which asks for it.
+    pub(super) fn guard(&self) -> RwLockReadGuard<'_, T> {
+        self.shared.value()
+    }
+
+    /// As [`guard`](Self::guard), and marks the value as seen.
+    pub(super) fn guard_and_update(&mut self) -> RwLockReadGuard<'_, T> {
+        let value = self.shared.value();
         // Under the value's lock, so that it is this value's version and not the next one's.
         self.seen = self.shared.state().version;
-        read(&value)
+        value
     }
 }
 

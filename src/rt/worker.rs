@@ -22,10 +22,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use std::{io, mem, thread};
 
-use futures::future::BoxFuture;
-use tokio::time::Instant;
-
+use super::clock::{Instant, timeout_at};
+use super::scope::{self, Scope};
 use super::watermark::Watermark;
+use futures::future::BoxFuture;
 
 /// A step that takes this long is worth an operator's attention: the disk is slow or full.
 const SLOW_STEP: Duration = Duration::from_millis(500);
@@ -102,9 +102,11 @@ pub(crate) fn drive_from<E: Engine>(mailbox: &Mailbox<E::Op>, name: &str, how: D
         _ended: Ended(ended.clone()),
     };
     match how {
+        // Nothing in a simulation can wait for a thread.
+        Drive::Thread if scope::simulated() => drop(Scope::current().spawn(None, "engine", running.run_inline(None))),
         Drive::Thread => drop(thread::Builder::new().name(name.to_owned()).spawn(move || running.run_blocking())?),
-        Drive::Inline => drop(tokio::spawn(running.run_inline(None))),
-        Drive::Delayed(delay) => drop(tokio::spawn(running.run_inline(Some(delay)))),
+        Drive::Inline => drop(Scope::current().spawn(None, "engine", running.run_inline(None))),
+        Drive::Delayed(delay) => drop(Scope::current().spawn(None, "engine", running.run_inline(Some(delay)))),
     }
     Ok(Driver { ended })
 }
@@ -230,7 +232,7 @@ impl<Op> Inbox<Op> {
                 return arrival;
             }
             state.asleep = true;
-            state = match due.map(|due| due.saturating_duration_since(Instant::now())) {
+            state = match due.map(|due| due - Instant::now()) {
                 None => self.arrived.wait(state).expect("no holder of the lock panics"),
                 Some(Duration::ZERO) => {
                     state.asleep = false;
@@ -245,7 +247,7 @@ impl<Op> Inbox<Op> {
         let arrival = poll_fn(|cx| self.poll_arrival(cx));
         match due {
             None => arrival.await,
-            Some(due) => tokio::time::timeout_at(due, arrival).await.unwrap_or(Arrival::Due),
+            Some(due) => timeout_at(due, arrival).await.unwrap_or(Arrival::Due),
         }
     }
 
@@ -391,6 +393,7 @@ impl<E: Engine> Running<E> {
             Err(panic) => {
                 let message = panic_message(&*panic);
                 tracing::error!(engine = %self.name, message, "an engine panicked; it is stopped for good");
+                scope::panicked(&self.name, message);
                 self.engine.panicked(message);
                 return Next::End;
             }

@@ -26,6 +26,7 @@ use crate::format::command::{decode_response, encode_response};
 use crate::format::rows::{
     AnswerRow, ClientRow, LeaseKind, Outcome, answer_key, client_key, decode_answer, encode_answer, encode_client,
 };
+use crate::rt::{Mark, mark};
 use crate::types::{ClientId, Revision, Ticket};
 
 /// Client records that can be open at once; beyond, opening one is refused. None is ever dropped to make room.
@@ -143,6 +144,7 @@ impl State {
             Place::Remembered => match self.recall(rows, ticket)? {
                 Outcome::Never => Response::Refused(Refusal::Sealed),
                 Outcome::Decided { response, .. } => {
+                    mark(Mark::DuplicateSuppressed);
                     decode_response(response).map_err(damaged("remembered response"))?
                 }
             },

@@ -174,6 +174,37 @@ impl FaultDisk {
         inner.fault = None;
     }
 
+    /// Ends the process that has the disk mounted, as a kill does. Its handles are dead and hold no locks; what it wrote
+    /// without a sync is safe from that, and still not from a power failure.
+    pub(crate) fn process_gone(&self) {
+        let mut inner = self.lock();
+        inner.files.values_mut().for_each(|file| file.locked = false);
+        inner.generation += 1;
+        inner.die_at = None;
+        inner.fault = None;
+    }
+
+    /// Empties the disk, as a new one is. Whoever has it mounted finds it dead.
+    pub(crate) fn wipe(&self) {
+        self.process_gone();
+        let mut inner = self.lock();
+        inner.files.clear();
+        inner.marker = None;
+    }
+
+    /// Puts a copy of what `other` holds in place of what is here. Whoever has it mounted finds it dead.
+    pub(crate) fn copy_of(&self, other: &FaultDisk) {
+        // One lock after the other: the two may be one disk.
+        let (files, marker) = {
+            let other = other.lock();
+            (other.files.clone(), other.marker.clone())
+        };
+        self.wipe();
+        let mut inner = self.lock();
+        (inner.files, inner.marker) = (files, marker);
+        inner.files.values_mut().for_each(|file| file.locked = false);
+    }
+
     /// Flips one bit of a file, as if it had been written so.
     pub(crate) fn flip(&self, file: File, bit: u64) {
         let mut inner = self.lock();
@@ -311,6 +342,11 @@ struct FaultHandle {
 }
 
 impl FaultHandle {
+    /// Tells a simulated world what is done to the file.
+    fn trace(&self, what: &'static str, bits: &[u64]) {
+        crate::rt::sim::trace(what, &[&[self.file as u64, self.generation], bits].concat());
+    }
+
     /// Counts an operation, lets it fail if it is to, and otherwise carries it out.
     fn run<T>(&self, kind: IoKind, run: impl FnOnce(&mut FaultFile) -> io::Result<T>) -> io::Result<T> {
         let mut inner = self.disk.lock();
@@ -398,6 +434,7 @@ impl StorageBackend for FaultHandle {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.run(IoKind::SetLen, |file| {
+            self.trace("set-len", &[len]);
             file.change(Pending::SetLen(len));
             Ok(())
         })
@@ -405,6 +442,7 @@ impl StorageBackend for FaultHandle {
 
     fn sync_data(&self) -> io::Result<()> {
         self.run(IoKind::Sync, |file| {
+            self.trace("sync", &[]);
             let FaultFile { durable, pending, .. } = file;
             pending.drain(..).for_each(|op| FaultFile::apply(durable, &op));
             Ok(())
@@ -413,6 +451,7 @@ impl StorageBackend for FaultHandle {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.run(IoKind::Write, |file| {
+            self.trace("write", &[offset, xxhash_rust::xxh3::xxh3_64(data)]);
             span(offset, data.len(), file.live.len())?;
             file.change(Pending::Write(offset, data.to_vec()));
             Ok(())
@@ -453,6 +492,38 @@ mod tests {
         disk.power_loss(mode);
         assert!(file.read(0, &mut [0]).is_err(), "a handle from before the failure still reads");
         disk.bytes(File::Log)
+    }
+
+    #[test]
+    fn a_killed_process_loses_nothing_and_what_it_did_not_sync_is_still_lost_with_the_power() {
+        let disk = FaultDisk::new(1);
+        let file = disk.mount().backend(File::Log).unwrap();
+        file.set_len(4).unwrap();
+        file.sync_data().unwrap();
+        file.write(0, &[1; 4]).unwrap();
+        disk.process_gone();
+        assert!(file.write(0, &[2; 4]).is_err(), "a dead process still writes");
+        let next = disk.mount().backend(File::Log).expect("the dead hold no locks");
+        let mut read = [0; 4];
+        next.read(0, &mut read).unwrap();
+        assert_eq!(read, [1; 4]);
+        disk.power_loss(PowerLoss::DropAll);
+        assert_eq!(disk.bytes(File::Log), [0; 4]);
+    }
+
+    #[test]
+    fn a_wiped_disk_is_empty_and_a_copy_is_one_of_its_own() {
+        let (disk, other) = (FaultDisk::new(1), FaultDisk::new(2));
+        disk.mount().backend(File::Log).unwrap().set_len(3).unwrap();
+        disk.mount().mark_failed("on purpose");
+        other.copy_of(&disk);
+        assert_eq!((other.bytes(File::Log).len(), other.mount().failed().unwrap().is_some()), (3, true));
+        let mounted = disk.mount();
+        disk.wipe();
+        assert!(mounted.exists(File::Log).is_err() && !disk.mount().exists(File::Log).unwrap());
+        assert!(disk.mount().failed().unwrap().is_none());
+        other.mount().backend(File::Log).expect("a copy is not locked").set_len(9).unwrap();
+        assert!(disk.bytes(File::Log).is_empty());
     }
 
     #[test]

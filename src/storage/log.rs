@@ -19,6 +19,7 @@ use crate::error::StorageError;
 use crate::format::log::{INDEX_END, entry_bytes};
 use crate::rt::watermark::Watermark;
 use crate::rt::worker::{Drive, Driver, Mailbox, drive_from};
+use crate::rt::{Mark, mark};
 use crate::types::{LogEntry, LogId, Vote};
 
 use super::Done;
@@ -351,6 +352,7 @@ impl State {
         assert!(kept(self.committed), "truncation from {from} into what is committed ({:?})", self.committed);
         self.last = keep.filter(|keep| keep.index >= self.first).or(self.purged);
         self.tail.truncate(from);
+        mark(Mark::LogTruncated);
         true
     }
 

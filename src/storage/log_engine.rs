@@ -24,6 +24,7 @@ use crate::error::StorageError;
 use crate::format::identity::encode_identity;
 use crate::format::log::{COMMITTED_KEY, IDENTITY_KEY, PURGED_KEY, VOTE_KEY, encode_position, encode_vote};
 use crate::rt::worker::{Engine, Step};
+use crate::rt::{Mark, mark};
 use crate::types::{LogEntry, LogId};
 
 use super::disk::File;
@@ -124,6 +125,7 @@ impl LogEngine {
         self.bytes = self.transact(write).map_err(|error| self.poison.fail(error.while_doing("repair")))?;
         self.leftovers = None;
         self.shared.flushed(0, 0, self.bytes);
+        mark(Mark::LogCleared);
         Ok(true)
     }
 

@@ -8,7 +8,7 @@
 //! through one [`Poison`]: the first error of either file stops both.
 
 pub(crate) mod disk;
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 pub(crate) mod fault_disk;
 pub(crate) mod identity;
 mod leftovers;
@@ -35,6 +35,7 @@ use redb::{Builder, Database, DatabaseError, StorageBackend};
 
 use crate::error::{StartError, StorageError};
 use crate::format::identity::failure_reason;
+use crate::rt::{Mark, mark};
 use crate::types::NodeId;
 
 use disk::{Disk, FAILED_FILE, File};
@@ -183,7 +184,9 @@ impl Directory {
             File::Log => LOG_CACHE_BYTES,
             File::State => STATE_CACHE_BYTES,
         };
-        self.read(file, || Ok(Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?))
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache_bytes).set_repair_callback(|_| mark(Mark::DatabaseRepaired));
+        self.read(file, || Ok(builder.create_with_backend(backend)?))
     }
 
     fn read<T>(&self, file: File, read: impl FnOnce() -> Result<T, RowsError>) -> Result<T, StartError> {

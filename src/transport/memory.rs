@@ -4,7 +4,7 @@
 //! nothing until its timeout, as it would of a pulled cable. A receiver handles what reached it to the end, whether or not
 //! its caller still waits. Nodes may run on runtimes of their own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::partitions::Partitions;
 use super::{Inbound, Lane, Transport, TransportError, check_size};
 use crate::rt::{self, NodeRuntime, RuntimeKind};
 use crate::types::Peer;
@@ -53,11 +54,7 @@ struct State {
     listeners: BTreeMap<String, Listener>,
     /// Counts transports, to tell one that is dropped from its successor under the same name.
     transports: u64,
-    /// If set, only names that share a group are connected.
-    groups: Option<Vec<BTreeSet<String>>>,
-    isolated: BTreeSet<String>,
-    /// From, to.
-    cuts: BTreeSet<(String, String)>,
+    partitions: Partitions,
     one_way: Duration,
 }
 
@@ -89,28 +86,25 @@ impl MemoryNetwork {
     ///
     /// It replaces an earlier partition. A name may be in several groups, which makes it a bridge that does not forward.
     pub fn partition(&self, groups: &[&[&str]]) {
-        let groups = groups.iter().map(|group| group.iter().map(|name| (*name).to_owned()).collect()).collect();
-        self.state().groups = Some(groups);
+        let groups = groups.iter().map(|group| group.iter().map(|name| (*name).to_owned()).collect());
+        self.state().partitions.split(groups);
     }
 
     /// Cuts `name` off from everybody, beside any partition.
     pub fn isolate(&self, name: impl Into<String>) {
-        self.state().isolated.insert(name.into());
+        self.state().partitions.isolate(name.into());
     }
 
     /// Loses every frame from `from` to `to`, requests and answers alike, beside any partition.
     ///
     /// One way: `to` can still send to `from`, but gets no answer to a request of its own, since that is lost on its way.
     pub fn cut(&self, from: impl Into<String>, to: impl Into<String>) {
-        self.state().cuts.insert((from.into(), to.into()));
+        self.state().partitions.cut(from.into(), to.into());
     }
 
     /// Ends every partition, isolation and cut. What was lost stays lost.
     pub fn heal(&self) {
-        let mut state = self.state();
-        state.groups = None;
-        state.isolated.clear();
-        state.cuts.clear();
+        self.state().partitions.heal();
     }
 
     /// Lets every frame travel for `one_way` (default zero) from now on: a call takes twice that.
@@ -119,7 +113,7 @@ impl MemoryNetwork {
     }
 
     fn connected(&self, from: &str, to: &str) -> bool {
-        self.state().connected(from, to)
+        self.state().partitions.connected(from, to)
     }
 
     async fn travel(&self) {
@@ -135,18 +129,9 @@ impl MemoryNetwork {
 }
 
 impl State {
-    fn connected(&self, from: &str, to: &str) -> bool {
-        // Nobody is ever cut off from itself.
-        from == to
-            || !self.isolated.contains(from)
-                && !self.isolated.contains(to)
-                && !self.cuts.contains(&(from.to_owned(), to.to_owned()))
-                && self.groups.as_ref().is_none_or(|groups| groups.iter().any(|g| g.contains(from) && g.contains(to)))
-    }
-
     fn route(&self, from: &str, to: &str) -> Route {
         // In this order: whoever is cut off cannot know whether the other has started.
-        if !self.connected(from, to) {
+        if !self.partitions.connected(from, to) {
             return Route::Lost;
         }
         self.listeners.get(to).cloned().map_or(Route::Nobody, Route::To)

@@ -28,6 +28,7 @@
 pub mod contract;
 pub(crate) mod link;
 mod memory;
+pub(crate) mod partitions;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};

@@ -16,6 +16,7 @@ use crate::api::kv::{RANGE_ENTRIES_MAX, read_error};
 use crate::command::{Change, ChangeKind, KeyRange, KeyValue, RecordId};
 use crate::error::Error;
 use crate::node::Node;
+use crate::rt::{Mark, mark};
 use crate::state_machine::read::ReadError;
 use crate::storage::state::StateStore;
 use crate::storage::view::View;
@@ -115,6 +116,7 @@ impl Feed {
         let view = node.state().view();
         let (place, doing) = match start {
             Start::After(place) if place < view.floor => {
+                mark(Mark::WatchCompacted);
                 return Err(Error::Compacted { requested: place.next(), oldest: view.floor.next() });
             }
             Start::After(place) => (place, Doing::Following),
@@ -201,6 +203,9 @@ impl Feed {
     fn read_history(&mut self) -> Piece {
         let view = self.state.view();
         let from = self.place.next();
+        if self.resuming {
+            mark(Mark::WatchResumed);
+        }
         match view.changes(from..=view.revision, HISTORY_RECORDS) {
             Ok((changes, complete)) => self.take(revisions(changes, &self.keys), complete),
             Err(ReadError::Compacted { .. }) if self.lag == Lag::Coalesce => self.resync(),
@@ -225,6 +230,7 @@ impl Feed {
     }
 
     fn resync(&mut self) -> Piece {
+        mark(Mark::WatchLagged);
         self.found.clear();
         self.resuming = false;
         self.doing = Doing::Listing(Listing::begin(BatchKind::Resync, self.state.view().revision, &self.keys));

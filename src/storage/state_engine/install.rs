@@ -10,6 +10,7 @@ use super::{Durable, StateEngine, closed, past_rows, put_position, transact};
 use crate::error::StorageError;
 use crate::format::snapshot::{SnapshotMeta, encode_meta};
 use crate::format::state::{APPLIED, SNAPSHOT, staged_table};
+use crate::rt::{Mark, mark};
 use crate::state_machine::State;
 use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
 use crate::storage::state::{Answer, Installed, StageError};
@@ -107,6 +108,7 @@ impl StateEngine {
         self.synced();
         self.shared.publish_snapshot(self.position.clone());
         self.publish()?;
+        mark(Mark::SnapshotInstalled);
         Ok(Installed::Replaced)
     }
 }

@@ -1,0 +1,497 @@
+//! The simulated network: one that loses, doubles, delays, reorders and damages frames, as its seed says.
+//!
+//! It behaves as a network does and not as a function call does:
+//! * What is lost is *lost*: its sender hears nothing until its own timeout, as it would of a pulled cable.
+//! * A frame under way is nobody's: it arrives though its sender has died or its caller has given up, and if the receiver
+//!   was started again meanwhile, it arrives at the new life.
+//! * A request and its answer travel different wires, and each suffers by itself.
+//! * A receiver that is not there refuses, as a machine does whose process has died, or is silent, as one without power.
+//!
+//! What it leaves to others: when nodes live and die, and what makes the draw of the faults ([`super::Sim`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use futures::future::BoxFuture;
+use xxhash_rust::xxh3::xxh3_64;
+
+pub(crate) use super::wire::Passage;
+use super::wire::Wire;
+use crate::rt::{self, NodeRuntime, RuntimeKind, watch};
+use crate::storage::fault_disk::SplitMix;
+use crate::transport::partitions::Partitions;
+use crate::transport::{FRAME_BYTES_MAX, Inbound, Lane, Transport, TransportError};
+use crate::types::Peer;
+
+/// Frames under way at once, in the whole network; any more are lost.
+const FLIGHTS_MAX: usize = 65_536;
+/// Calls that one node handles at once on one lane; any more are refused.
+const CALLS_MAX: usize = 1024;
+
+/// Runs what carries frames, which belongs to no node.
+pub(crate) type Spawner = Arc<dyn Fn(&'static str, BoxFuture<'static, ()>) + Send + Sync>;
+
+/// A network in memory. Clones are the same network.
+#[derive(Clone)]
+pub(crate) struct SimNet {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Changes whenever frames are released.
+    released: watch::Sender<u64>,
+    spawner: Spawner,
+}
+
+struct State {
+    rng: SplitMix,
+    partitions: Partitions,
+    /// Every wire that has no conditions of its own.
+    usual: Wire,
+    wires: BTreeMap<(String, String), Wire>,
+    held: BTreeSet<(String, String)>,
+    script: Option<Script>,
+    /// By name: who listens, or how the name is away.
+    ends: BTreeMap<String, End>,
+    /// The last frame that was sent in order, by from, to and lane: the next one waits until it has arrived.
+    last: BTreeMap<(String, String, Lane), oneshot::Receiver<()>>,
+    flights: usize,
+    lives: u64,
+    counts: Counts,
+}
+
+/// What has happened to frames so far, requests and answers alike.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Requests that callers have made.
+    pub(crate) calls: u64,
+    pub(crate) lost: u64,
+    pub(crate) doubled: u64,
+    pub(crate) flipped: u64,
+    pub(crate) late: u64,
+}
+
+/// Decides in place of a wire, if it likes: for tests that need one very frame to be lost.
+pub(crate) type Script = Arc<dyn Fn(&Sight) -> Option<Vec<Passage>> + Send + Sync>;
+
+/// What a [`Script`] sees of a frame that sets out.
+pub(crate) struct Sight<'a> {
+    pub(crate) from: &'a str,
+    pub(crate) to: &'a str,
+    pub(crate) lane: Lane,
+    pub(crate) leg: Leg,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Leg {
+    Request,
+    /// The answer, and whether it is one rather than a refusal.
+    Answer {
+        ok: bool,
+    },
+}
+
+/// How a node is away.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Away {
+    /// The machine runs and says that nobody listens: callers hear [`TransportError::Unreachable`] at once.
+    Refusing,
+    /// Nothing is heard.
+    Silent,
+}
+
+#[derive(Clone)]
+enum End {
+    Here(Listener),
+    Away(Away),
+}
+
+/// One life of one node that has started.
+#[derive(Clone)]
+struct Listener {
+    life: u64,
+    inbound: Inbound,
+    /// The runtime, and with it the context, in which it was started.
+    runtime: Option<NodeRuntime>,
+    /// Calls being handled, by the number of the lane.
+    handling: Arc<Mutex<[usize; Lane::ALL.len()]>>,
+    alive: Arc<AtomicBool>,
+}
+
+impl SimNet {
+    /// Everybody is connected by `usual`.
+    pub(crate) fn new(seed: u64, usual: Wire, spawner: Spawner) -> Self {
+        let state = State {
+            rng: SplitMix(seed),
+            partitions: Partitions::default(),
+            usual,
+            wires: BTreeMap::new(),
+            held: BTreeSet::new(),
+            script: None,
+            ends: BTreeMap::new(),
+            last: BTreeMap::new(),
+            flights: 0,
+            lives: 0,
+            counts: Counts::default(),
+        };
+        SimNet { shared: Arc::new(Shared { state: Mutex::new(state), released: watch::channel(0).0, spawner }) }
+    }
+
+    /// The transport for a new life of the node called `name`. It listens once it is started.
+    pub(crate) fn end(&self, name: &str) -> SimEnd {
+        let mut state = self.state();
+        state.lives += 1;
+        SimEnd { net: self.clone(), name: name.to_owned(), life: state.lives, alive: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// Ends whatever life of `name` is listening: what is left of it neither sends nor answers.
+    pub(crate) fn close(&self, name: &str, away: Away) {
+        let before = self.state().ends.insert(name.to_owned(), End::Away(away));
+        if let Some(End::Here(listener)) = &before {
+            listener.alive.store(false, Ordering::Release);
+        }
+    }
+
+    /// Lets frames travel by `wire` wherever [`SimNet::wire`] says nothing else.
+    pub(crate) fn usual(&self, wire: Wire) {
+        self.state().usual = wire;
+    }
+
+    /// Lets frames from `from` to `to` travel by `wire`, requests and answers alike.
+    pub(crate) fn wire(&self, from: &str, to: &str, wire: Wire) {
+        self.state().wires.insert((from.to_owned(), to.to_owned()), wire);
+    }
+
+    /// Takes back what [`SimNet::wire`] has said.
+    pub(crate) fn unwire(&self) {
+        self.state().wires.clear();
+    }
+
+    pub(crate) fn script(&self, script: Option<Script>) {
+        self.state().script = script;
+    }
+
+    /// Changes who is cut off from whom. Looked at when a frame sets out and when it arrives.
+    pub(crate) fn partition<T>(&self, change: impl FnOnce(&mut Partitions) -> T) -> T {
+        change(&mut self.state().partitions)
+    }
+
+    pub(crate) fn isolate(&self, name: impl Into<String>) {
+        self.partition(|partitions| partitions.isolate(name.into()));
+    }
+
+    pub(crate) fn cut(&self, from: impl Into<String>, to: impl Into<String>) {
+        self.partition(|partitions| partitions.cut(from.into(), to.into()));
+    }
+
+    /// Ends every partition, isolation and cut, and releases what is held. What was lost stays lost.
+    pub(crate) fn heal(&self) {
+        self.partition(Partitions::heal);
+        self.release();
+    }
+
+    /// Keeps what arrives from `from` at `to` under way until it is released.
+    pub(crate) fn hold(&self, from: &str, to: &str) {
+        self.state().held.insert((from.to_owned(), to.to_owned()));
+    }
+
+    /// Lets everything arrive that is held, and holds nothing any more.
+    pub(crate) fn release(&self) {
+        self.state().held.clear();
+        self.shared.released.send_modify(|times| *times += 1);
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.state().counts
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().expect("no holder of the lock panics")
+    }
+
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        (self.shared.spawner)(name, Box::pin(task));
+    }
+
+    /// Sends a frame out, in as many copies as the draw says. Each that arrives calls `arrived`.
+    fn send<F>(&self, leg: &Leg, route: Route, frame: Bytes, arrived: impl Fn(SimNet, Route, Bytes, bool) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let copies = self.state().depart(*leg, &route);
+        rt::sim::trace("frame", &[u8::from(route.lane).into(), copies.len() as u64, xxh3_64(&frame)]);
+        for (copy, in_order) in copies {
+            let turn = in_order.then(|| self.state().turn(&route));
+            let (net, route) = (self.clone(), route.clone());
+            let frame = copy.flip.map_or_else(|| frame.clone(), |bit| flipped(&frame, bit));
+            let arrived = {
+                let (net, route, muted) = (self.clone(), route.clone(), copy.muted);
+                arrived(net, route, frame, muted)
+            };
+            self.spawn("frame", async move {
+                if !copy.delay.is_zero() {
+                    rt::sleep(copy.delay).await;
+                }
+                let turn = match turn {
+                    Some((before, done)) => {
+                        if let Some(before) = before {
+                            let _ = before.await;
+                        }
+                        Some(done)
+                    }
+                    None => None,
+                };
+                net.unheld(&route).await;
+                drop(turn);
+                if net.state().arrive(&route) {
+                    arrived.await;
+                }
+            });
+        }
+    }
+
+    async fn unheld(&self, route: &Route) {
+        let mut released = self.shared.released.subscribe();
+        loop {
+            if !self.state().held.contains(&(route.from.clone(), route.to.clone())) {
+                return;
+            }
+            released.changed().await.expect("this network holds the sender");
+        }
+    }
+
+    /// Hands a request that has arrived to whoever listens, and sends the answer back.
+    async fn serve(self, route: Route, frame: Bytes, answer: Answer) {
+        let end = self.state().ends.get(&route.to).cloned().unwrap_or(End::Away(Away::Refusing));
+        let listener = match end {
+            End::Here(listener) => listener,
+            End::Away(Away::Silent) => return,
+            End::Away(Away::Refusing) => return self.reply(route, Err(TransportError::Unreachable), answer),
+        };
+        let Some(place) = listener.place(route.lane) else {
+            let full = format!("{} is handling {CALLS_MAX} calls on this lane already", route.to);
+            return self.reply(route, Err(TransportError::Other(full)), answer);
+        };
+        let (inbound, lane) = (listener.inbound.clone(), route.lane);
+        // To the end, whether or not anybody still waits for it.
+        let handled = async move {
+            let _place = place;
+            inbound.receive(lane, frame).await
+        };
+        let handled = match &listener.runtime {
+            Some(runtime) => runtime.spawn("delivery", handled),
+            None => rt::spawn("delivery", handled),
+        };
+        let outcome = handled.await;
+        if listener.alive.load(Ordering::Acquire) {
+            // A handler that panicked breaks the connection.
+            return self.reply(route, outcome.unwrap_or(Err(TransportError::Unreachable)), answer);
+        }
+        let silent = matches!(self.state().ends.get(&route.to), Some(End::Away(Away::Silent)));
+        if !silent {
+            self.reply(route, Err(TransportError::Unreachable), answer);
+        }
+    }
+
+    fn reply(&self, asked: Route, outcome: Result<Bytes, TransportError>, answer: Answer) {
+        let route = Route { from: asked.to, to: asked.from, lane: asked.lane };
+        let leg = Leg::Answer { ok: outcome.is_ok() };
+        let frame = outcome.as_ref().cloned().unwrap_or_default();
+        self.send(&leg, route, frame, |_, _, frame, _| {
+            let (answer, outcome) = (answer.clone(), outcome.clone().map(|_| frame));
+            async move { answer.give(outcome) }
+        });
+    }
+}
+
+impl State {
+    /// The copies of a frame that set out, and whether each has to keep the order.
+    fn depart(&mut self, leg: Leg, route: &Route) -> Vec<(Passage, bool)> {
+        let Route { from, to, lane } = route;
+        let scripted = self.script.as_ref().and_then(|script| script(&Sight { from, to, lane: *lane, leg }));
+        let wire = self.wires.get(&(from.clone(), to.clone())).unwrap_or(&self.usual);
+        let in_order = wire.is_in_order();
+        let copies = scripted.unwrap_or_else(|| wire.draw(&mut self.rng));
+        self.counts.calls += u64::from(leg == Leg::Request);
+        self.counts.doubled += u64::from(copies.len() > 1);
+        self.counts.late += copies.iter().filter(|copy| copy.late).count() as u64;
+        self.counts.flipped += copies.iter().filter(|copy| copy.flip.is_some()).count() as u64;
+        let room = FLIGHTS_MAX - self.flights;
+        let lost = copies.is_empty() || copies.len() > room || !self.partitions.connected(from, to);
+        self.counts.lost += u64::from(lost);
+        if lost {
+            return Vec::new();
+        }
+        self.flights += copies.len();
+        copies
+            .into_iter()
+            .map(|copy| {
+                let keeps_order = in_order && !copy.late;
+                (copy, keeps_order)
+            })
+            .collect()
+    }
+
+    /// Takes the next turn on a wire that keeps the order: what to wait for, and what to drop when it is over.
+    fn turn(&mut self, route: &Route) -> (Option<oneshot::Receiver<()>>, oneshot::Sender<()>) {
+        let (done, over) = oneshot::channel();
+        (self.last.insert((route.from.clone(), route.to.clone(), route.lane), over), done)
+    }
+
+    /// Ends a flight; false if a partition has come in its way.
+    fn arrive(&mut self, route: &Route) -> bool {
+        self.flights -= 1;
+        let connected = self.partitions.connected(&route.from, &route.to);
+        self.counts.lost += u64::from(!connected);
+        connected
+    }
+}
+
+impl Listener {
+    /// A place among the calls being handled, if there is one.
+    fn place(&self, lane: Lane) -> Option<Place> {
+        let lane = usize::from(u8::from(lane));
+        let mut handling = self.handling.lock().expect("no holder of the lock panics");
+        if handling[lane] >= CALLS_MAX {
+            return None;
+        }
+        handling[lane] += 1;
+        Some(Place { handling: self.handling.clone(), lane })
+    }
+}
+
+/// Given back when it is dropped.
+struct Place {
+    handling: Arc<Mutex<[usize; Lane::ALL.len()]>>,
+    lane: usize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.handling.lock().expect("no holder of the lock panics")[self.lane] -= 1;
+    }
+}
+
+#[derive(Clone)]
+struct Route {
+    from: String,
+    to: String,
+    lane: Lane,
+}
+
+/// Where the answer to a call goes: the first that arrives counts.
+#[derive(Clone)]
+struct Answer(Arc<Mutex<Option<oneshot::Sender<Result<Bytes, TransportError>>>>>);
+
+impl Answer {
+    fn give(&self, outcome: Result<Bytes, TransportError>) {
+        let waiting = self.0.lock().expect("no holder of the lock panics").take();
+        if let Some(waiting) = waiting {
+            // An error says that the caller has given up.
+            let _ = waiting.send(outcome);
+        }
+    }
+}
+
+fn flipped(frame: &Bytes, bit: u64) -> Bytes {
+    let mut bytes = frame.to_vec();
+    if !bytes.is_empty() {
+        let bit = (bit % (bytes.len() as u64 * 8)) as usize;
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    bytes.into()
+}
+
+/// One life of one node on a [`SimNet`].
+pub(crate) struct SimEnd {
+    net: SimNet,
+    name: String,
+    life: u64,
+    alive: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for SimEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimEnd").field("name", &self.name).field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+impl SimEnd {
+    /// Set to false, this life is over on the network.
+    pub(crate) fn alive(&self) -> Arc<AtomicBool> {
+        self.alive.clone()
+    }
+
+    /// Brings the frame there and the answer back. Never returns if all copies of either are lost.
+    async fn carry(&self, to: &str, lane: Lane, frame: Bytes) -> Result<Bytes, TransportError> {
+        if !self.alive.load(Ordering::Acquire) {
+            return pending().await;
+        }
+        let (answer, answered) = oneshot::channel();
+        let answer = Answer(Arc::new(Mutex::new(Some(answer))));
+        let route = Route { from: self.name.clone(), to: to.to_owned(), lane };
+        self.net.send(&Leg::Request, route, frame, |net, route, frame, muted| {
+            // Muted: served, and the answer goes to somebody who does not exist.
+            let answer = if muted { Answer(Arc::default()) } else { answer.clone() };
+            net.serve(route, frame, answer)
+        });
+        drop(answer);
+        match answered.await {
+            Ok(outcome) if self.alive.load(Ordering::Acquire) => outcome,
+            _ => pending().await,
+        }
+    }
+}
+
+impl Transport for SimEnd {
+    fn start(&self, inbound: Inbound) {
+        let listener = Listener {
+            life: self.life,
+            inbound,
+            runtime: NodeRuntime::start(&self.name, RuntimeKind::Current).ok(),
+            handling: Arc::default(),
+            alive: self.alive.clone(),
+        };
+        let replaced = self.net.state().ends.insert(self.name.clone(), End::Here(listener));
+        // The network is no longer locked: dropping the host's handler may run anything.
+        drop(replaced);
+    }
+
+    fn call<'a>(
+        &'a self,
+        to: &'a Peer,
+        lane: Lane,
+        frame: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Bytes, TransportError>> {
+        Box::pin(async move {
+            if frame.len() > FRAME_BYTES_MAX {
+                return Err(TransportError::TooLarge { size: frame.len(), limit: FRAME_BYTES_MAX });
+            }
+            rt::timeout(timeout, self.carry(&to.name, lane, frame)).await.unwrap_or(Err(TransportError::TimedOut))
+        })
+    }
+}
+
+impl Drop for SimEnd {
+    fn drop(&mut self) {
+        let mut state = self.net.state();
+        let ours = matches!(state.ends.get(&self.name), Some(End::Here(listener)) if listener.life == self.life);
+        let stopped = match ours {
+            true => state.ends.insert(self.name.clone(), End::Away(Away::Refusing)),
+            false => None,
+        };
+        drop(state);
+        drop(stopped);
+    }
+}
+
+#[cfg(test)]
+mod tests;
