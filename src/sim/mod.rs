@@ -114,6 +114,7 @@ pub use self::error::SimError;
 pub use self::faults::{Fault, Faults};
 pub use self::host::Host;
 pub use self::run::run;
+#[cfg(test)]
 pub(crate) use self::run::{Play, play};
 pub use self::wire::Wire;
 pub use self::world::Sim;

@@ -386,9 +386,12 @@ struct Route {
     lane: Lane,
 }
 
+/// What comes of a call.
+type Outcome = Result<Bytes, TransportError>;
+
 /// Where the answer to a call goes: the first that arrives counts.
 #[derive(Clone)]
-struct Answer(Arc<Mutex<Option<oneshot::Sender<Result<Bytes, TransportError>>>>>);
+struct Answer(Arc<Mutex<Option<oneshot::Sender<Outcome>>>>);
 
 impl Answer {
     fn give(&self, outcome: Result<Bytes, TransportError>) {

@@ -9,6 +9,8 @@
 //! In the worst case that takes exponential time, so it ends after a number of steps; that number, and not a time, so
 //! that a verdict can be reproduced.
 
+// Asked, and never gone through.
+#[allow(clippy::disallowed_types)]
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -152,6 +154,7 @@ fn search<S: Clone + Eq + Hash>(
     let mut open = intervals.iter().filter(|(_, over)| over.is_some()).count();
     let (mut state, mut done) = (initial, 0u128);
     let mut taken: Vec<(usize, S)> = Vec::new();
+    #[allow(clippy::disallowed_types)]
     let mut tried = HashSet::new();
     let (mut deepest, mut stuck) = (Vec::new(), Vec::new());
     let (mut at, mut steps) = (events.first(), 0);
