@@ -14,7 +14,7 @@ use support::{DataDir, Options, Sample, header, nanos};
 
 /// Bytes of one entry: a proposal with a value of [`support::VALUE_BYTES`].
 const ENTRY_BYTES: usize = 330;
-/// Bytes of a raw write: an entry and what stands around it in a row.
+/// Bytes of a raw write: an entry and what stands around it in a frame.
 const RAW_BYTES: usize = 400;
 
 fn main() {

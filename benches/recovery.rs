@@ -66,7 +66,7 @@ async fn open(path: &Path, after: &str, keys: u64) {
          rss_bytes_per_key={:.0}",
         opened.as_secs_f64() * 1e3,
         ready.as_secs_f64() * 1e3,
-        megabytes(&path.join("log.redb")),
+        megabytes(&path.join("log.wal")),
         megabytes(&path.join("state.redb")),
         (opened_kb.saturating_sub(before_kb) * 1024) as f64 / keys as f64,
     );

@@ -54,7 +54,7 @@ fn a_directory_in_use_is_refused_and_whoever_uses_it_goes_on() {
 #[test]
 fn half_a_directory_is_lost_data_and_whole_again_when_the_other_half_is_found() {
     block_on(async {
-        for missing in ["log.redb", "state.redb"] {
+        for missing in ["log.wal", "state.redb"] {
             let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             used(dir.path()).await;
             let (here, there) = (dir.path().join(missing), elsewhere.path().join(missing));

@@ -326,7 +326,7 @@ fn every_door_is_watched_however_one_comes_through_it() {
     }
     let open = |path: &str, text: &str| assert_eq!(complaints(path, text), [""; 0], "{path}: {text}");
     open("src/raft/types.rs", "use openraft::Raft; use openraft_rt::Instant;");
-    open("src/storage/log_engine.rs", "use redb::Database;");
+    open("src/storage/state_engine.rs", "use redb::Database;");
     open("src/codec.rs", "use bincode::config;");
     open("src/rt/clock.rs", "use std::time::SystemTime; fn f() { tokio::time::sleep(d); rand::random() }");
     open("src/node/mod.rs", "fn f() { tokio::select! { biased; a = b => {} } }");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Sample, nanos};
 
-/// Bytes of one raw write: what one small proposal makes redb write as a log row, about.
+/// Bytes of one raw write: what a handful of small proposals take in the log, about.
 pub const WRITE_BYTES: usize = 2300;
 /// Bytes of a file that is overwritten again and again.
 const RING_BYTES: u64 = 64 << 20;

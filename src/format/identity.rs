@@ -1,4 +1,5 @@
-//! Who a directory is: a row in each of its two files; and the text of the marker that a failed disk leaves behind.
+//! Who a directory is: a row in each of its two files, an item of the log and a row of a table in the state; and the text
+//! of the marker that a failed disk leaves behind.
 //!
 //! ```text
 //! row     = crc, version: varint = 1, node: u64 LE, nonce: u64 LE, name, complete: bool, cluster?: u128 LE, promise?
@@ -14,8 +15,9 @@ use super::wire::{DecodeError, Reader, Writer, unseal};
 use crate::error::StorageError;
 use crate::types::{ClusterId, NodeId};
 
-/// The table of `state.redb` that holds the row, under [`IDENTITY_KEY`](super::log::IDENTITY_KEY) as in `log.redb`.
+/// The table of `state.redb` that holds the row, under [`IDENTITY_KEY`].
 pub(crate) const IDENTITY_TABLE: &str = "identity";
+pub(crate) const IDENTITY_KEY: u64 = u64::MAX - 3;
 
 /// The newest directory this build reads, and the one it writes.
 pub(crate) const DIRECTORY_VERSION: u64 = 1;
@@ -121,8 +123,8 @@ mod tests {
 
     #[test]
     fn a_marker_tells_its_reason_on_the_first_line_even_if_it_was_cut_off() {
-        let error = StorageError::new("log.redb", "sync", "line one\nline two");
-        assert_eq!(failure_reason(&failure_marker(&error)), "log.redb: sync: line one line two");
+        let error = StorageError::new("log.wal", "sync", "line one\nline two");
+        assert_eq!(failure_reason(&failure_marker(&error)), "log.wal: sync: line one line two");
         assert_eq!(failure_reason(""), "the marker is empty");
     }
 }

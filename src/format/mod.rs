@@ -9,6 +9,7 @@ pub(crate) mod command;
 pub(crate) mod identity;
 pub(crate) mod keys;
 pub(crate) mod log;
+pub(crate) mod log_items;
 pub(crate) mod message;
 pub(crate) mod parts;
 pub(crate) mod record;

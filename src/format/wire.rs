@@ -94,6 +94,15 @@ impl Writer {
         self.buf.extend_from_slice(value);
     }
 
+    pub(crate) fn zeros(&mut self, count: usize) {
+        self.buf.resize(self.buf.len() + count, 0);
+    }
+
+    /// Puts bytes in place of others that were written before.
+    pub(crate) fn overwrite(&mut self, at: usize, value: &[u8]) {
+        self.buf[at..at + value.len()].copy_from_slice(value);
+    }
+
     pub(crate) fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
         self.bool(value.is_some());
         if let Some(value) = value {

@@ -182,7 +182,7 @@ impl Node {
         let (done, closed) = oneshot::channel();
         self.log.close(Box::new(move |result| drop(done.send(result))));
         if !matches!(closed.await, Ok(Ok(()))) {
-            tracing::warn!(name = self.name(), "log.redb was not closed cleanly");
+            tracing::warn!(name = self.name(), "log.wal was not closed cleanly");
         }
         self.engines.log.join().await;
         self.applied.close();

@@ -14,7 +14,7 @@ use redb::backends::FileBackend;
 
 use crate::error::StartError;
 
-/// The two databases of a node.
+/// The two files of a node.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum File {
     Log,
@@ -24,7 +24,7 @@ pub(crate) enum File {
 impl File {
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            File::Log => "log.redb",
+            File::Log => "log.wal",
             File::State => "state.redb",
         }
     }
@@ -280,7 +280,13 @@ impl StorageBackend for MemHandle {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        self.lock().bytes.resize(len, 0);
+        let mut file = self.lock();
+        if file.bytes.is_empty() {
+            // Fresh from the system, which gives memory only to what is touched: a log's file is made larger than it is used.
+            file.bytes = vec![0; len];
+        } else {
+            file.bytes.resize(len, 0);
+        }
         Ok(())
     }
 

@@ -1,16 +1,14 @@
 //! Who a data directory is, as its two files say it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase, TableDefinition, TableError};
+use redb::{CommitError, Database, DatabaseError, ReadableDatabase, TableDefinition, TableError, TransactionError};
 
-use crate::error::StartError;
-use crate::format::identity::{IDENTITY_TABLE, IdentityRow, decode_identity, encode_identity};
-use crate::format::log::{IDENTITY_KEY, LOG_TABLE};
+use crate::format::identity::{IDENTITY_KEY, IDENTITY_TABLE, IdentityRow, decode_identity, encode_identity};
+use crate::format::wire::DecodeError;
+use crate::rt::worker::panic_message;
 use crate::types::{ClusterId, NodeId};
-
-use super::Directory;
-use super::disk::File;
-use super::log_rows::RowsError;
 
 /// What a node knows of itself before it knows anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,46 +59,45 @@ impl From<IdentityRow> for Identity {
     }
 }
 
-impl Directory {
-    /// The row in `file`; `None` if its creation did not get so far.
-    pub(super) fn read_identity(&self, file: File, db: &Database) -> Result<Option<IdentityRow>, StartError> {
-        self.read(file, || read_row(db, table(file)))
-    }
-
-    /// Writes the row of `identity`, durable when this returns.
-    pub(super) fn write_identity(
-        &self,
-        file: File,
-        db: &Database,
-        identity: &Identity,
-        complete: bool,
-    ) -> Result<(), StartError> {
-        let row = encode_identity(&identity.row(complete));
-        write_row(db, table(file), &row).map_err(|error| self.refused(file, error))
-    }
+/// Why `state.redb` does not say who it is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DbError {
+    #[error(transparent)]
+    Open(#[from] DatabaseError),
+    #[error(transparent)]
+    Begin(#[from] TransactionError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Storage(#[from] redb::StorageError),
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    #[error("redb panicked: {0}")]
+    Panic(String),
+    #[error("identity: {0}")]
+    Row(#[from] DecodeError),
 }
 
-type IdentityTable = TableDefinition<'static, u64, &'static [u8]>;
-
-fn table(file: File) -> IdentityTable {
-    TableDefinition::new(match file {
-        File::Log => LOG_TABLE,
-        File::State => IDENTITY_TABLE,
-    })
+/// Reads a database that may be damaged: redb refuses most damage with an error, and some with a panic.
+pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, DbError>) -> Result<T, DbError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(DbError::Panic(panic_message(&*panic).to_owned())))
 }
 
-fn read_row(db: &Database, table: IdentityTable) -> Result<Option<IdentityRow>, RowsError> {
-    let table = match db.begin_read()?.open_table(table) {
+const TABLE: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new(IDENTITY_TABLE);
+
+/// The row in `state.redb`; `None` if its creation did not get so far.
+pub(super) fn read_row(db: &Database) -> Result<Option<IdentityRow>, DbError> {
+    let table = match db.begin_read()?.open_table(TABLE) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(None),
         table => table?,
     };
     let Some(row) = table.get(IDENTITY_KEY)? else { return Ok(None) };
-    let row = decode_identity(Bytes::copy_from_slice(row.value()));
-    row.map(Some).map_err(|error| RowsError::Row { key: IDENTITY_KEY, error })
+    Ok(Some(decode_identity(Bytes::copy_from_slice(row.value()))?))
 }
 
-fn write_row(db: &Database, table: IdentityTable, row: &[u8]) -> Result<(), RowsError> {
+/// Writes the row, durable when this returns.
+pub(super) fn write_row(db: &Database, row: &IdentityRow) -> Result<(), DbError> {
     let txn = db.begin_write()?;
-    txn.open_table(table)?.insert(IDENTITY_KEY, row)?;
+    txn.open_table(TABLE)?.insert(IDENTITY_KEY, &encode_identity(row)[..])?;
     Ok(txn.commit()?)
 }

@@ -13,10 +13,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use redb::{Database, ReadableDatabase};
-
 use crate::error::StorageError;
-use crate::format::log::{INDEX_END, entry_bytes};
+use crate::format::log::INDEX_END;
+use crate::format::log_items::{Summary, entry_bytes};
 use crate::rt::watermark::Watermark;
 use crate::rt::worker::{Drive, Driver, Mailbox, drive_from};
 use crate::rt::{Mark, mark};
@@ -26,8 +25,9 @@ use super::Done;
 use super::disk::File;
 use super::identity::Identity;
 use super::log_engine::LogEngine;
-use super::log_rows::{self, Loaded, RowsError};
-use super::poison::Poison;
+use super::log_reads::read_entries;
+use super::poison::{GuardedBackend, Poison};
+use super::positions::{Moved, Positions};
 use super::tail::{Budget, Tail};
 
 /// Bytes of entries kept in memory beyond those that have to be.
@@ -52,14 +52,13 @@ pub(super) struct Shared {
 /// The log as it will be once everything enqueued is on disk.
 struct State {
     /// Gone once the log is closed.
-    db: Option<Arc<Database>>,
-    vote: Option<Vote>,
-    committed: Option<LogId>,
-    purged: Option<LogId>,
-    last: Option<LogId>,
-    /// The index of the first entry; without meaning while there is none.
-    first: u64,
+    file: Option<Arc<GuardedBackend>>,
+    summary: Summary,
     tail: Tail,
+    /// Of what is on disk, and so behind everything else in here.
+    positions: Positions,
+    /// How often entries were dropped from the end.
+    truncations: u64,
     tail_bytes_max: usize,
     enqueued: u64,
     unflushed_bytes: usize,
@@ -81,7 +80,7 @@ pub(crate) enum Write {
         bytes: usize,
     },
     Truncate {
-        from: u64,
+        keep: Option<LogId>,
     },
     Purge {
         upto: LogId,
@@ -120,26 +119,29 @@ fn closed() -> StorageError {
 }
 
 impl Log {
-    pub(super) fn new(db: Arc<Database>, loaded: &Loaded, poison: Poison) -> (Self, Arc<Shared>) {
-        let next = loaded.last.map_or(0, |last| last.index + 1);
+    /// `bytes` is what the entries take in the file.
+    pub(super) fn new(
+        file: Arc<GuardedBackend>,
+        summary: Summary,
+        positions: Positions,
+        bytes: u64,
+        poison: Poison,
+    ) -> (Self, Arc<Shared>) {
         let state = State {
-            db: Some(db),
-            vote: loaded.vote,
-            committed: loaded.committed,
-            purged: loaded.purged,
-            last: loaded.last,
-            first: loaded.first.unwrap_or(next),
-            tail: Tail::starting_at(next),
+            file: Some(file),
+            tail: Tail::starting_at(summary.next().unwrap_or(0)),
+            summary,
+            positions,
+            truncations: 0,
             tail_bytes_max: TAIL_BYTES_MAX,
             enqueued: 0,
             unflushed_bytes: 0,
             unapplied: 0,
         };
-        let bytes = AtomicU64::new(loaded.bytes);
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             flushed: Watermark::new(),
-            bytes,
+            bytes: AtomicU64::new(bytes),
             syncs: AtomicU64::new(0),
             poison,
         });
@@ -155,13 +157,13 @@ impl Log {
     }
 
     pub(crate) fn vote(&self) -> Option<Vote> {
-        self.shared.lock().vote
+        self.shared.lock().summary.vote
     }
 
     /// `done` is called once the vote is on disk, and with it everything enqueued before.
     pub(crate) fn save_vote(&self, vote: Vote, done: Done) {
         self.enqueue(Write::Vote(vote), done, |state| {
-            state.vote = Some(vote);
+            state.summary.vote = Some(vote);
             true
         });
     }
@@ -188,12 +190,11 @@ impl Log {
     /// # Panics
     /// If that would drop what is purged or committed.
     pub(crate) fn truncate_after(&self, keep: Option<LogId>) {
-        let from = keep.map_or(0, |keep| keep.index + 1);
-        self.enqueue_lazy(Write::Truncate { from }, |state| state.truncate(keep));
+        self.enqueue_lazy(Write::Truncate { keep }, |state| state.truncate(keep));
     }
 
     /// Forgets everything up to `upto`, also if the log does not reach so far: it then goes on behind it. As lazy on disk
-    /// as a truncation, and the space comes back in slices. The caller answers for `upto` being applied durably.
+    /// as a truncation, and the space comes back in whole segments. The caller answers for `upto` being applied durably.
     pub(crate) fn purge(&self, upto: LogId) {
         self.enqueue_lazy(Write::Purge { upto }, |state| state.purge(upto));
     }
@@ -201,19 +202,19 @@ impl Log {
     /// Remembers what is committed, as lazily as a truncation, but never on disk ahead of the entries.
     pub(crate) fn save_committed(&self, committed: Option<LogId>) {
         self.enqueue_lazy(Write::Committed(committed), |state| {
-            state.committed = committed;
+            state.summary.committed = committed;
             true
         });
     }
 
     pub(crate) fn committed(&self) -> Option<LogId> {
-        self.shared.lock().committed
+        self.shared.lock().summary.committed
     }
 
     /// What is purged, and the last entry; if there is no entry, what is purged stands for it.
     pub(crate) fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
         let state = self.shared.lock();
-        (state.purged, state.last)
+        (state.summary.purged, state.summary.last)
     }
 
     /// The entries of `range` that are there, as many as fit into `bytes_max`; at least one if there is any.
@@ -263,7 +264,8 @@ impl Log {
         state.trim(self.shared.flushed.get());
     }
 
-    /// Bytes that entries take on disk; purged ones until their space has come back.
+    /// Bytes of the file that are in use: those of purged entries too, until nothing else is in their segment and it has
+    /// been made ready to be used again. One segment, in part, is always in use.
     pub(crate) fn bytes(&self) -> u64 {
         self.shared.bytes.load(Ordering::Relaxed)
     }
@@ -327,15 +329,12 @@ impl State {
     fn append(&mut self, entries: Vec<LogEntry>, bytes: usize) -> bool {
         for entry in entries {
             let index = entry.log_id.index;
-            match self.last {
+            match self.summary.last {
                 Some(last) => assert_eq!(index, last.index + 1, "{} does not follow {last}", entry.log_id),
-                None => {
-                    self.first = index;
-                    self.tail.restart_at(index);
-                }
+                None => self.tail.restart_at(index),
             }
             assert!(index < INDEX_END, "{} is beyond the last index there is", entry.log_id);
-            self.last = Some(entry.log_id);
+            self.summary.append(entry.log_id);
             self.tail.push(entry, self.enqueued + 1);
         }
         self.unflushed_bytes += bytes;
@@ -345,30 +344,29 @@ impl State {
     fn truncate(&mut self, keep: Option<LogId>) -> bool {
         let from = keep.map_or(0, |keep| keep.index + 1);
         let kept = |position: Option<LogId>| position.is_none_or(|position| position.index < from);
-        assert!(kept(self.purged), "truncation from {from} into what is purged ({:?})", self.purged);
-        if kept(self.last) {
+        let Summary { purged, committed, last, .. } = self.summary;
+        assert!(kept(purged), "truncation from {from} into what is purged ({purged:?})");
+        if kept(last) {
             return false;
         }
-        assert!(kept(self.committed), "truncation from {from} into what is committed ({:?})", self.committed);
-        self.last = keep.filter(|keep| keep.index >= self.first).or(self.purged);
+        assert!(kept(committed), "truncation from {from} into what is committed ({committed:?})");
+        self.summary.truncate(keep);
+        self.truncations += 1;
         self.tail.truncate(from);
         mark(Mark::LogTruncated);
         true
     }
 
     fn purge(&mut self, upto: LogId) -> bool {
-        if self.purged.is_some_and(|purged| purged.index >= upto.index) {
+        if self.summary.purged.is_some_and(|purged| purged.index >= upto.index) {
             return false;
         }
-        self.purged = Some(upto);
-        match self.last {
-            Some(last) if last.index > upto.index => self.tail.purge(upto.index + 1),
-            _ => {
-                self.last = Some(upto);
-                self.tail.restart_at(upto.index + 1);
-            }
+        self.summary.purge(upto);
+        if self.summary.entries().is_empty() {
+            self.tail.restart_at(upto.index + 1);
+        } else {
+            self.tail.purge(upto.index + 1);
         }
-        self.first = self.first.max(upto.index + 1);
         true
     }
 
@@ -383,47 +381,64 @@ impl Shared {
     }
 
     pub(super) fn entries(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<LogEntry>, StorageError> {
+        loop {
+            if let Some(entries) = self.try_entries(&range, bytes_max)? {
+                return Ok(entries);
+            }
+        }
+    }
+
+    /// `None` if the entries were dropped while they were read.
+    fn try_entries(&self, range: &Range<u64>, bytes_max: usize) -> Result<Option<Vec<LogEntry>>, StorageError> {
         self.poison.check()?;
         let state = self.lock();
-        let end = state.last.map_or(0, |last| last.index + 1).min(range.end);
-        let start = state.first.max(range.start);
+        let Range { start: first, end: next } = state.summary.entries();
+        let (start, end) = (first.max(range.start), next.min(range.end));
         let split = state.tail.first().min(end);
         if start >= end {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
         if start >= split {
-            return Ok(state.tail.read(start..end, bytes_max));
+            return Ok(Some(state.tail.read(start..end, bytes_max)));
         }
-        // The disk is a moment the memory was in before, and it has had these entries since before they left the memory.
-        // Whatever may change them on disk has changed them here first. So a transaction that begins while the memory
-        // stands still sees them as they are; a later one might see them truncated and replaced.
-        let txn = state.db.as_ref().ok_or_else(closed)?.begin_read();
-        let newer = state.tail.read(split..end, bytes_max);
+        // What is below the tail is on disk, and its positions are known since before it left the memory.
+        let file = state.file.clone().ok_or_else(closed)?;
+        let positions = state.positions.of(start..split, bytes_max);
+        let newer =
+            if positions.len() as u64 == split - start { state.tail.read(split..end, bytes_max) } else { vec![] };
+        let truncations = state.truncations;
         drop(state);
-        let read = log_rows::guarded(|| log_rows::read(&txn?, start..split, bytes_max));
-        let older = read.map_err(|error| self.read_failed(error))?;
-        if (older.len() as u64) < split - start {
-            return Ok(older);
+        let older = read_entries(&file, start, &positions);
+        // A place on disk is used again only after its entry was dropped here. So if the entries are there now, they were
+        // when they were read.
+        let state = self.lock();
+        if state.truncations != truncations || state.summary.first > start {
+            return Ok(None);
         }
+        drop(state);
+        let older = older.map_err(|error| self.poison.fail(StorageError::new(File::Log.name(), "read", error)))?;
         let mut budget = Budget::new(bytes_max);
-        Ok(older.into_iter().chain(newer).take_while(|entry| budget.admits(entry_bytes(entry))).collect())
+        Ok(Some(older.into_iter().chain(newer).take_while(|entry| budget.admits(entry_bytes(entry))).collect()))
     }
 
-    fn read_failed(&self, error: RowsError) -> StorageError {
-        // redb tells a transaction that outlives its database so: that is the end of the log, not of the disk.
-        if self.lock().db.is_none() { closed() } else { self.poison.fail(error.while_doing("read")) }
-    }
-
-    /// `ops` operations more are on disk, with `appended` bytes of entries; rows now take `bytes`.
-    pub(super) fn flushed(&self, ops: u64, appended: usize, bytes: u64) {
+    /// `ops` operations more are on disk, with `appended` bytes of entries; this is where, and what the file has in use.
+    /// Answers where the first entry is.
+    pub(super) fn flushed(&self, ops: u64, appended: usize, moved: Vec<Moved>, bytes: u64) -> Option<u64> {
         let mut state = self.lock();
         let flushed = self.flushed.get() + ops;
+        moved.into_iter().for_each(|moved| state.positions.apply(moved));
         state.unflushed_bytes -= appended;
         state.trim(flushed);
+        let first = state.positions.first().map(|first| first.at);
         drop(state);
         self.bytes.store(bytes, Ordering::Relaxed);
-        self.syncs.fetch_add(1, Ordering::Relaxed);
         self.flushed.advance(flushed);
+        first
+    }
+
+    /// One sync more was made.
+    pub(super) fn synced(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Nothing more will be on disk.
@@ -431,14 +446,14 @@ impl Shared {
         self.flushed.close();
     }
 
-    /// Takes the database away from readers.
-    pub(super) fn close(&self) -> Option<Arc<Database>> {
-        self.lock().db.take()
+    /// Takes the file away from readers.
+    pub(super) fn close(&self) {
+        self.lock().file = None;
     }
 
     /// Whether the log is in need of [`Shared::restart_after`]: it does not hold the entry at `applied`.
     pub(super) fn lacks(&self, applied: LogId) -> Result<bool, StorageError> {
-        if self.lock().purged.is_some_and(|purged| purged.index >= applied.index) {
+        if self.lock().summary.purged.is_some_and(|purged| purged.index >= applied.index) {
             return Ok(false);
         }
         let found = self.entries(applied.index..applied.index + 1, 0)?;
@@ -448,12 +463,16 @@ impl Shared {
     /// Forgets all entries and goes on behind `applied`. Answers what is committed: no more than that.
     pub(super) fn restart_after(&self, applied: LogId) -> Option<LogId> {
         let mut state = self.lock();
-        state.purged = None;
-        state.last = None;
-        state.purge(applied);
-        state.first = applied.index + 1;
-        state.committed =
-            state.committed.map(|committed| if committed.index > applied.index { applied } else { committed });
-        state.committed
+        state.truncations += 1;
+        let summary = &mut state.summary;
+        summary.truncate(None);
+        summary.purge(applied);
+        summary.committed = summary
+            .committed
+            .filter(|committed| committed.index <= applied.index)
+            .or_else(|| summary.committed.map(|_| applied));
+        let committed = summary.committed;
+        state.tail.restart_at(applied.index + 1);
+        committed
     }
 }

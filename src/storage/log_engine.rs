@@ -6,9 +6,11 @@
 //! Order is everything here:
 //! * Changes are applied in the order in which they were enqueued, whatever their kind: a vote that is on disk says that
 //!   every append before it is, because consensus takes it to say so.
-//! * A group is one redb transaction, so after a crash the log stands between two groups, never inside one. What is
-//!   committed is written in the group of its entries or a later one, and never ahead of them.
-//! * Nobody is told before the commit has returned, and nobody is told of success after an error: see [`Poison`].
+//! * A group is one frame of the file: one write, one sync. After a crash the log stands between two frames, never inside
+//!   one. A group for which the segment has no room goes on in the next one with a frame and a sync of its own; it is cut
+//!   between two changes, or between two entries if the segment is too small for one append. What is committed is written
+//!   in the frame of its entries or a later one, and never ahead of them.
+//! * Nobody is told before the sync has returned, and nobody is told of success after an error: see [`Poison`].
 //!
 //! Changes that nobody waits for (truncate, purge, committed) do not cost a sync of their own: they go with the next group
 //! that somebody does wait for, or after [`LAZY_MAX`].
@@ -18,19 +20,19 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redb::{Database, Durability};
-
 use crate::error::StorageError;
-use crate::format::identity::encode_identity;
-use crate::format::log::{COMMITTED_KEY, IDENTITY_KEY, PURGED_KEY, VOTE_KEY, encode_position, encode_vote};
+use crate::format::identity::{IdentityRow, encode_identity};
+use crate::format::log_items::{Item, Opening};
 use crate::rt::worker::{Engine, Step};
 use crate::rt::{Mark, mark};
-use crate::types::{LogEntry, LogId};
+use crate::types::LogId;
 
 use super::disk::File;
 use super::log::{Op, Shared, Write};
-use super::log_rows::{Loaded, Rows, RowsError};
+use super::log_file::LogFile;
+use super::log_pen::{Pen, PenError};
 use super::poison::Poison;
+use super::positions::Moved;
 
 /// Changes in one group.
 pub(crate) const GROUP_OPS_MAX: usize = 4096;
@@ -41,21 +43,15 @@ pub(crate) const GROUP_BYTES_MAX: usize = 8 << 20;
 /// How long a change that nobody waits for may stay off the disk.
 pub(crate) const LAZY_MAX: Duration = Duration::from_millis(100);
 
-/// Rows that one group removes of what is purged. A group adds a handful, so removal keeps up.
-pub(crate) const PURGE_ROWS_MAX: usize = 256;
-
-/// Drives `log.redb`. Made by [`storage::open`](super::open), started by [`Log::start`](super::log::Log::start).
+/// Drives `log.wal`. Made by [`storage::open`](super::open), started by [`Log::start`](super::log::Log::start).
 pub(crate) struct LogEngine {
-    /// Gone once the log is closed.
-    db: Option<Arc<Database>>,
+    file: LogFile,
+    /// What the file says, but for the entries.
+    front: Opening,
     shared: Arc<Shared>,
     poison: Poison,
     /// Taken from the queue and not on disk: the group that is being gathered.
     group: Vec<Op>,
-    /// What the rows of entries take on disk.
-    bytes: u64,
-    /// Rows up to this index are purged, and some of them are still there.
-    leftovers: Option<u64>,
 }
 
 impl Engine for LogEngine {
@@ -68,8 +64,7 @@ impl Engine for LogEngine {
         let time_is_up = queue.is_empty();
         self.gather(queue);
         let awaited = self.group.iter().any(|op| op.write.is_awaited()) || self.group.len() >= GROUP_OPS_MAX;
-        let purging = self.leftovers.is_some();
-        if awaited || time_is_up && (purging || !self.group.is_empty()) {
+        if awaited || time_is_up && (self.file.has_retired() || !self.group.is_empty()) {
             return match self.flush() {
                 Ok(Flushed::Closed) => Step::Stop,
                 Ok(Flushed::Open) if !queue.is_empty() => Step::Again,
@@ -97,9 +92,13 @@ enum Flushed {
 }
 
 impl LogEngine {
-    pub(super) fn new(db: Arc<Database>, loaded: &Loaded, shared: Arc<Shared>, poison: Poison) -> Self {
-        let leftovers = loaded.purged.filter(|_| loaded.leftovers).map(|purged| purged.index);
-        LogEngine { db: Some(db), shared, poison, group: Vec::new(), bytes: loaded.bytes, leftovers }
+    pub(super) fn new(file: LogFile, front: Opening, shared: Arc<Shared>, poison: Poison) -> Self {
+        LogEngine { file, front, shared, poison, group: Vec::new() }
+    }
+
+    /// Writes who the directory is, before the engine is started. Durable when this returns.
+    pub(super) fn write_identity(&mut self, row: &IdentityRow) -> Result<(), StorageError> {
+        self.write_items("write the identity", &[Item::Identity(encode_identity(row))])
     }
 
     /// Makes sure, before the engine is started, that the log goes on from what the state machine has applied.
@@ -117,21 +116,23 @@ impl LogEngine {
         }
         tracing::warn!(%applied, "the log does not hold what is applied; it is cleared and goes on from there");
         let committed = self.shared.restart_after(applied);
-        let write = |rows: &mut Rows<'_>| {
-            rows.truncate(0)?;
-            rows.put(COMMITTED_KEY, &encode_position(committed))?;
-            rows.put(PURGED_KEY, &encode_position(Some(applied)))
-        };
-        self.bytes = self.transact(write).map_err(|error| self.poison.fail(error.while_doing("repair")))?;
-        self.leftovers = None;
-        self.shared.flushed(0, 0, self.bytes);
+        self.write_items("repair", &[Item::Truncate(None), Item::Committed(committed), Item::Purge(applied)])?;
         mark(Mark::LogCleared);
         Ok(true)
     }
 
+    /// Writes and syncs items that nobody has queued.
+    fn write_items(&mut self, what: &'static str, items: &[Item]) -> Result<(), StorageError> {
+        let mut pen = Pen::new(&mut self.file, &mut self.front, &self.shared);
+        let written = items.iter().try_for_each(|item| pen.put(item)).and_then(|()| pen.finish());
+        let moved = written.map_err(|error| self.failed(what, error))?;
+        self.flushed(0, 0, moved);
+        Ok(())
+    }
+
     /// Nothing to do but to wait, and for how long.
     fn rest(&self) -> Step {
-        if self.group.is_empty() && self.leftovers.is_none() { Step::Idle } else { Step::Within(LAZY_MAX) }
+        if self.group.is_empty() && !self.file.has_retired() { Step::Idle } else { Step::Within(LAZY_MAX) }
     }
 
     /// Moves operations from the queue to the group, within the limits and not beyond a close.
@@ -150,40 +151,59 @@ impl LogEngine {
 
     /// Makes the group durable, then tells of it.
     fn flush(&mut self) -> Result<Flushed, StorageError> {
-        let mut leftovers = self.leftovers;
-        let write = |rows: &mut Rows<'_>| write_group(rows, &self.group, &mut leftovers);
-        self.bytes = self.transact(write).map_err(|error| error.while_doing("commit"))?;
-        self.leftovers = leftovers;
+        let moved = self.write_group().map_err(|error| self.failed("write", error))?;
         let closing = self.group.last().is_some_and(|op| matches!(op.write, Write::Close));
         if closing {
             self.close()?;
         }
         let group = mem::take(&mut self.group);
         // The watermark first: whoever is told by a callback may go on to look at it.
-        self.shared.flushed(group.len() as u64, group.iter().map(|op| op.write.bytes()).sum(), self.bytes);
+        self.flushed(group.len() as u64, group.iter().map(|op| op.write.bytes()).sum(), moved);
         tell(group);
         Ok(if closing { Flushed::Closed } else { Flushed::Open })
     }
 
-    /// Runs `write` in one transaction and syncs it. Answers what the rows take now.
-    fn transact(&self, write: impl FnOnce(&mut Rows<'_>) -> Result<(), RowsError>) -> Result<u64, RowsError> {
-        let db = self.db.as_ref().expect("an engine whose log is closed is not called again");
-        // Immediate is redb's default, and nothing less is good enough here: when commit returns, it is on disk.
-        let mut txn = db.begin_write()?;
-        txn.set_durability(Durability::Immediate).expect("only lowering it can be refused");
-        let mut rows = Rows::open(&txn, self.bytes)?;
-        write(&mut rows)?;
-        let bytes = rows.bytes();
-        drop(rows);
-        txn.commit()?;
-        Ok(bytes)
+    /// Writes a group in its order. If there is nothing to write, wipes what is to be wiped.
+    fn write_group(&mut self) -> Result<Vec<Moved>, PenError> {
+        let mut pen = Pen::new(&mut self.file, &mut self.front, &self.shared);
+        for op in &self.group {
+            match &op.write {
+                Write::Append { entries, bytes } => pen.append(entries, *bytes)?,
+                Write::Truncate { keep } => pen.put(&Item::Truncate(*keep))?,
+                Write::Purge { upto } => pen.put(&Item::Purge(*upto))?,
+                Write::Vote(vote) => pen.put(&Item::Vote(*vote))?,
+                Write::Committed(committed) => pen.put(&Item::Committed(*committed))?,
+                Write::Identity(identity) => pen.put(&Item::Identity(encode_identity(&identity.row(true))))?,
+                // What came before is on disk with the group, or was before it.
+                Write::Barrier | Write::Close => {}
+            }
+        }
+        let nothing = pen.is_blank();
+        let moved = pen.finish()?;
+        if nothing && self.file.has_retired() {
+            self.file.wipe_and_sync()?;
+        }
+        Ok(moved)
     }
 
+    /// Tells what is on disk now, and lets go of segments that are not needed for it.
+    fn flushed(&mut self, ops: u64, appended: usize, moved: Vec<Moved>) {
+        let first = self.shared.flushed(ops, appended, moved, self.file.bytes());
+        self.file.retire_before(first);
+    }
+
+    fn failed(&self, what: &'static str, error: PenError) -> StorageError {
+        self.poison.fail(StorageError::new(File::Log.name(), what, error))
+    }
+
+    /// Says at the end of the file that it is the end, and gives it up.
     fn close(&mut self) -> Result<(), StorageError> {
-        let readers = self.shared.close();
-        drop(readers);
-        let db = self.db.take().and_then(Arc::into_inner).expect("readers borrow the database under the lock only");
-        db.close().map_err(|error| StorageError::new(File::Log.name(), "close", error))
+        // A frame of its own, so that what was acknowledged is not in the last one: see the reading back.
+        let mut pen = Pen::new(&mut self.file, &mut self.front, &self.shared);
+        let written = pen.put(&Item::Closed).and_then(|()| pen.finish());
+        written.map_err(|error| self.failed("close", error))?;
+        self.shared.close();
+        self.file.close().map_err(|error| StorageError::new(File::Log.name(), "close", error))
     }
 
     /// After an error nothing succeeds any more: whatever was gathered and whatever comes is answered with it.
@@ -192,8 +212,10 @@ impl LogEngine {
         self.group.extend(queue.drain(..));
         let closing = self.group.iter().any(|op| matches!(op.write, Write::Close));
         if closing {
-            // The poison keeps redb from writing anything on the way out.
-            drop((self.shared.close(), self.db.take()));
+            self.shared.close();
+            if let Err(error) = self.file.close() {
+                tracing::error!(%error, "the log's file could not be closed");
+            }
         }
         self.fail_group(&error);
         if closing { Step::Stop } else { Step::Idle }
@@ -215,37 +237,6 @@ impl Write {
     fn bytes(&self) -> usize {
         if let Write::Append { bytes, .. } = self { *bytes } else { 0 }
     }
-}
-
-/// Applies a group in its order. Appends that follow each other share a row.
-fn write_group(rows: &mut Rows<'_>, group: &[Op], leftovers: &mut Option<u64>) -> Result<(), RowsError> {
-    let mut appended: Vec<LogEntry> = Vec::new();
-    for op in group {
-        match &op.write {
-            Write::Append { entries, .. } => appended.extend_from_slice(entries),
-            Write::Truncate { from } => {
-                rows.append(&mem::take(&mut appended))?;
-                rows.truncate(*from)?;
-            }
-            Write::Purge { upto } => {
-                rows.append(&mem::take(&mut appended))?;
-                // With this row the entries are gone for every reader. Their rows go below, slice by slice.
-                rows.put(PURGED_KEY, &encode_position(Some(*upto)))?;
-                *leftovers = Some(upto.index);
-            }
-            Write::Vote(vote) => rows.put(VOTE_KEY, &encode_vote(*vote))?,
-            Write::Committed(committed) => rows.put(COMMITTED_KEY, &encode_position(*committed))?,
-            Write::Identity(identity) => rows.put(IDENTITY_KEY, &encode_identity(&identity.row(true)))?,
-            Write::Barrier | Write::Close => {}
-        }
-    }
-    rows.append(&appended)?;
-    if let Some(upto) = *leftovers
-        && !rows.purge(upto, PURGE_ROWS_MAX)?
-    {
-        *leftovers = None;
-    }
-    Ok(())
 }
 
 /// Replies first, oldest first. Then the appends, newest first: consensus keeps the newest it has heard of, so the older

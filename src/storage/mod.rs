@@ -1,8 +1,8 @@
-//! The files of one node: two redb databases, and who they belong to.
+//! The files of one node: a log, a redb database, and who they belong to.
 //!
-//! `log.redb` is what a node has promised (votes, entries); `state.redb` is what it has applied. Each has an engine of its
-//! own, since redb has one writer per database and holds it through the fsync. This floor is the only one that names
-//! redb. It is synchronous, and knows no clock: [`rt::worker`](crate::rt::worker) drives it.
+//! `log.wal` is what a node has promised (votes, entries); `state.redb` is what it has applied. Each has an engine of its
+//! own: the log is one small write and one sync at a time, and nothing else may hold it up. This floor is the only one
+//! that names redb. It is synchronous, and knows no clock: [`rt::worker`](crate::rt::worker) drives it.
 //!
 //! [`open`] answers for the identity of what it opens; everything after that is the engines' business. All writing goes
 //! through one [`Poison`]: the first error of either file stops both.
@@ -14,8 +14,12 @@ pub(crate) mod identity;
 mod leftovers;
 pub(crate) mod log;
 pub(crate) mod log_engine;
-mod log_rows;
+pub(crate) mod log_file;
+mod log_pen;
+mod log_reads;
+mod log_recovery;
 pub(crate) mod poison;
+mod positions;
 pub(crate) mod snapshot;
 pub(crate) mod state;
 pub(crate) mod state_engine;
@@ -27,29 +31,31 @@ mod tail;
 mod tests;
 pub(crate) mod view;
 
+use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use redb::{Builder, Database, DatabaseError, StorageBackend};
+use redb::{Builder, Database, StorageBackend};
 
 use crate::error::{StartError, StorageError};
-use crate::format::identity::failure_reason;
+use crate::format::identity::{IdentityRow, decode_identity, encode_identity, failure_reason};
+use crate::format::log::FileHead;
+use crate::format::log_items::Opening;
+use crate::format::wire::DecodeError;
 use crate::rt::{Mark, mark};
 use crate::types::NodeId;
 
 use disk::{Disk, FAILED_FILE, File};
-use identity::Identity;
+use identity::{DbError, Identity, guarded, read_row, write_row};
 use log::Log;
 use log_engine::LogEngine;
-use log_rows::{RowsError, guarded};
+use log_file::{LogFile, SEGMENT_BYTES};
+use log_recovery::{LogError, Recovered, recover};
 use poison::{GuardedBackend, Poison};
 
 /// Told once how a request to a storage engine ended.
 pub(crate) type Done = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
-
-/// Pages of `log.redb` kept in memory. Recent entries are read from the tail, so this only speeds up followers that lag.
-const LOG_CACHE_BYTES: usize = 32 << 20;
 
 /// Pages of `state.redb` kept in memory.
 const STATE_CACHE_BYTES: usize = 256 << 20;
@@ -69,9 +75,9 @@ pub(crate) struct Opened {
 /// Opens the node's directory, or makes what it holds; `mint` gives a new directory its id and nonce.
 ///
 /// A directory is made in this order, and each step is synced before the next begins:
-/// 1. `log.redb`, with the identity, not `complete`;
+/// 1. `log.wal`, with the identity, not `complete`;
 /// 2. `state.redb`, with the same identity;
-/// 3. `complete`, in `log.redb`.
+/// 3. `complete`, in `log.wal`.
 ///
 /// Until the third step nothing else is written and nobody is told the id, so a creation that died before it is taken up
 /// where it stopped. After it, one file without the other, or of another nonce, is lost data: what the node promised in it
@@ -85,28 +91,36 @@ pub(crate) fn open(
     name: &str,
     mint: impl FnOnce() -> (NodeId, u64),
 ) -> Result<Opened, StartError> {
+    open_sized(disk, name, SEGMENT_BYTES, mint)
+}
+
+/// As [`open`]; a log that is made gets segments of `segment_bytes`.
+fn open_sized(
+    disk: Arc<dyn Disk>,
+    name: &str,
+    segment_bytes: usize,
+    mint: impl FnOnce() -> (NodeId, u64),
+) -> Result<Opened, StartError> {
     let directory = Directory { poison: Poison::new(disk.clone()), disk };
     if let Some(marker) = directory.disk.failed()? {
         let path = directory.disk.path().join(FAILED_FILE);
         return Err(StartError::Failed { path, reason: failure_reason(&marker) });
     }
-    // In this order: another process may be making the two files just now, `log.redb` first.
+    // In this order: another process may be making the two files just now, `log.wal` first.
     if directory.disk.exists(File::State)? && !directory.disk.exists(File::Log)? {
-        return Err(directory.lost("log.redb is missing"));
+        return Err(directory.lost("log.wal is missing"));
     }
-    let (log_db, identity, complete) = directory.open_log(name, mint)?;
-    let loaded = directory.read(File::Log, || log_rows::load(&log_db))?;
-    if !complete && (loaded.vote.is_some() || loaded.last.is_some() || identity.promise.is_some()) {
+    let OpenedLog { row, log, mut engine } = directory.open_log(name, segment_bytes, mint)?;
+    let used = log.vote().is_some() || log.bounds().1.is_some() || row.promise.is_some();
+    if !row.complete && used {
         return Err(directory.damaged(File::Log, "it has been used, but was never completed".to_owned()));
     }
-    let state_db = directory.open_state(&identity, complete)?;
-    if !complete {
-        directory.write_identity(File::Log, &log_db, &identity, true)?;
+    let state_db = directory.open_state(&row)?;
+    if !row.complete {
+        let complete = IdentityRow { complete: true, ..row.clone() };
+        engine.write_identity(&complete).map_err(|error| directory.io(File::Log, error.into()))?;
     }
-    let log_db = Arc::new(log_db);
-    let (log, shared) = Log::new(log_db.clone(), &loaded, directory.poison.clone());
-    let log_engine = LogEngine::new(log_db, &loaded, shared, directory.poison.clone());
-    Ok(Opened { identity, log, log_engine, state_db, poison: directory.poison })
+    Ok(Opened { identity: row.into(), log, log_engine: engine, state_db, poison: directory.poison })
 }
 
 struct Directory {
@@ -114,83 +128,109 @@ struct Directory {
     poison: Poison,
 }
 
+/// `log.wal`, and who it says this is.
+struct OpenedLog {
+    row: IdentityRow,
+    log: Log,
+    engine: LogEngine,
+}
+
 impl Directory {
-    /// `log.redb`, who it says this is, and whether the directory was made to the end.
     fn open_log(
         &self,
         name: &str,
+        segment_bytes: usize,
         mint: impl FnOnce() -> (NodeId, u64),
-    ) -> Result<(Database, Identity, bool), StartError> {
-        let backend = self.poison.backend(File::Log)?;
-        // Looked at again behind the lock: now nobody else can be making it.
-        let orphan = self.disk.exists(File::State)?;
-        if self.reset_if_unfinished(File::Log, &backend)? && orphan {
-            return Err(self.lost("log.redb is empty"));
-        }
-        let db = self.open_database(File::Log, backend)?;
-        match self.read_identity(File::Log, &db)? {
-            Some(row) if row.name == name => {
-                let complete = row.complete;
-                Ok((db, row.into(), complete))
-            }
-            Some(row) => {
-                let path = self.disk.path().to_owned();
-                Err(StartError::OtherNode { path, found: row.name, wanted: name.to_owned() })
-            }
-            None if orphan => Err(self.lost("log.redb does not say whose it is")),
+    ) -> Result<OpenedLog, StartError> {
+        let backend = Arc::new(self.poison.backend(File::Log)?);
+        match recover(&backend).map_err(|error| self.log_refused(error))? {
+            Some(recovered) => self.resume_log(name, recovered),
+            // Looked at again behind the lock: now nobody else can be making it.
+            None if self.disk.exists(File::State)? => Err(self.lost("log.wal is empty")),
             None => {
                 let (node, nonce) = mint();
                 let identity = Identity { node, name: name.to_owned(), nonce, cluster: None, promise: None };
-                self.write_identity(File::Log, &db, &identity, false)?;
-                Ok((db, identity, false))
+                self.create_log(backend, segment_bytes, identity.row(false))
             }
         }
     }
 
+    fn create_log(
+        &self,
+        backend: Arc<GuardedBackend>,
+        segment_bytes: usize,
+        row: IdentityRow,
+    ) -> Result<OpenedLog, StartError> {
+        let segment_bytes = u32::try_from(segment_bytes).expect("a segment is far smaller");
+        let head = FileHead { segment_bytes, salt: row.nonce };
+        let file = LogFile::create(backend, head).map_err(|error| self.io(File::Log, error))?;
+        let front = Opening { identity: encode_identity(&row), ..Opening::default() };
+        let mut opened = self.opened_log(row, Recovered::new(front, file));
+        let written = opened.engine.write_identity(&opened.row);
+        written.map_err(|error| self.io(File::Log, error.into()))?;
+        Ok(opened)
+    }
+
+    /// Takes up a log that was read back, if it is the one of the node `name`.
+    fn resume_log(&self, name: &str, mut recovered: Recovered) -> Result<OpenedLog, StartError> {
+        let row = decode_identity(recovered.front.identity.clone());
+        let row = row.map_err(|error| self.log_refused(LogError::Format(error)))?;
+        if row.name != name {
+            let path = self.disk.path().to_owned();
+            return Err(StartError::OtherNode { path, found: row.name, wanted: name.to_owned() });
+        }
+        recovered.settle().map_err(|error| self.io(File::Log, error))?;
+        Ok(self.opened_log(row, recovered))
+    }
+
+    fn opened_log(&self, row: IdentityRow, recovered: Recovered) -> OpenedLog {
+        let Recovered { front, positions, file, .. } = recovered;
+        let (backend, bytes) = (file.backend().clone(), file.bytes());
+        let (log, shared) = Log::new(backend, front.summary.clone(), positions, bytes, self.poison.clone());
+        OpenedLog { row, log, engine: LogEngine::new(file, front, shared, self.poison.clone()) }
+    }
+
     /// `state.redb`, which has to be there and to fit if the directory was made to the end.
-    fn open_state(&self, identity: &Identity, complete: bool) -> Result<Database, StartError> {
-        if complete && !self.disk.exists(File::State)? {
+    fn open_state(&self, log: &IdentityRow) -> Result<Database, StartError> {
+        if log.complete && !self.disk.exists(File::State)? {
             return Err(self.lost("state.redb is missing"));
         }
         let backend = self.poison.backend(File::State)?;
-        if complete && is_unfinished(&backend).map_err(|error| self.io(File::State, error))? {
+        let unfinished = is_unfinished(&backend).map_err(|error| self.io(File::State, error))?;
+        if log.complete && unfinished {
             return Err(self.lost("state.redb is empty"));
         }
-        self.reset_if_unfinished(File::State, &backend)?;
-        let db = self.open_database(File::State, backend)?;
-        match self.read_identity(File::State, &db)? {
-            Some(row) if (row.node, row.nonce) == (identity.node, identity.nonce) => {}
-            Some(_) => return Err(self.lost("log.redb and state.redb come from different directories")),
-            None if complete => return Err(self.lost("state.redb does not say whose it is")),
-            None => self.write_identity(File::State, &db, identity, false)?,
+        if unfinished {
+            // Its making died in redb's first steps.
+            backend.set_len(0).map_err(|error| self.io(File::State, error))?;
+        }
+        let mut builder = Builder::new();
+        builder.set_cache_size(STATE_CACHE_BYTES).set_repair_callback(|_| mark(Mark::DatabaseRepaired));
+        let db = self.state(|| Ok(builder.create_with_backend(backend)?))?;
+        match self.state(|| read_row(&db))? {
+            Some(row) if (row.node, row.nonce) == (log.node, log.nonce) => {}
+            Some(_) => return Err(self.lost("log.wal and state.redb come from different directories")),
+            None if log.complete => return Err(self.lost("state.redb does not say whose it is")),
+            None => self.state(|| write_row(&db, log))?,
         }
         Ok(db)
     }
 
-    /// Empties a file whose creation died in redb's first steps, and says whether it is empty now.
-    fn reset_if_unfinished(&self, file: File, backend: &GuardedBackend) -> Result<bool, StartError> {
-        let reset = || {
-            let unfinished = is_unfinished(backend)?;
-            if unfinished && backend.len()? > 0 {
-                backend.set_len(0)?;
+    fn state<T>(&self, with: impl FnOnce() -> Result<T, DbError>) -> Result<T, StartError> {
+        guarded(with).map_err(|error| match &error {
+            DbError::Open(redb::DatabaseError::DatabaseAlreadyOpen) => {
+                StartError::InUse { path: self.path(File::State) }
             }
-            Ok(unfinished)
-        };
-        reset().map_err(|error| self.io(file, error))
+            DbError::Row(row) => self.refused(File::State, Some(row), &error),
+            _ => self.refused(File::State, None, &error),
+        })
     }
 
-    fn open_database(&self, file: File, backend: GuardedBackend) -> Result<Database, StartError> {
-        let cache_bytes = match file {
-            File::Log => LOG_CACHE_BYTES,
-            File::State => STATE_CACHE_BYTES,
-        };
-        let mut builder = Builder::new();
-        builder.set_cache_size(cache_bytes).set_repair_callback(|_| mark(Mark::DatabaseRepaired));
-        self.read(file, || Ok(builder.create_with_backend(backend)?))
-    }
-
-    fn read<T>(&self, file: File, read: impl FnOnce() -> Result<T, RowsError>) -> Result<T, StartError> {
-        guarded(read).map_err(|error| self.refused(file, error))
+    fn log_refused(&self, error: LogError) -> StartError {
+        match &error {
+            LogError::Format(format) => self.refused(File::Log, Some(format), &error),
+            _ => self.refused(File::Log, None, &error),
+        }
     }
 
     fn path(&self, file: File) -> PathBuf {
@@ -209,19 +249,18 @@ impl Directory {
         StartError::Io { path: self.path(file), source }
     }
 
-    /// What a row or a database that cannot be read means to whoever opens the directory.
-    fn refused(&self, file: File, error: RowsError) -> StartError {
-        use crate::format::wire::DecodeError::UnknownVersion;
+    /// What a file that cannot be read means to whoever opens the directory; `format` is what its bytes say, if that is
+    /// why.
+    fn refused(&self, file: File, format: Option<&DecodeError>, error: &dyn Display) -> StartError {
         // The disk's own words, where there are any: redb repeats the first error in other ones.
         if let Some(error) = self.poison.error() {
             return self.io(file, error.into());
         }
-        match error {
-            RowsError::Open(DatabaseError::DatabaseAlreadyOpen) => StartError::InUse { path: self.path(file) },
-            RowsError::Row { error: UnknownVersion { found, known, .. }, .. } => {
+        match format {
+            Some(&DecodeError::UnknownVersion { found, known, .. }) => {
                 StartError::NewerFormat { path: self.path(file), found, known }
             }
-            error => self.damaged(file, error.to_string()),
+            _ => self.damaged(file, error.to_string()),
         }
     }
 }

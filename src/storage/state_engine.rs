@@ -6,7 +6,7 @@
 //!
 //! Promised:
 //! * *Committed, then published, then answered.* A caller that has its answer finds its effect in the published view.
-//! * *The log first.* No durable commit begins before `log.redb` has synced everything that was enqueued ahead of it,
+//! * *The log first.* No durable commit begins before `log.wal` has synced everything that was enqueued ahead of it,
 //!   truncations included. Otherwise a power failure could leave a state that is past a log which still holds the entries
 //!   that were replaced, and consensus could not be started on the two ever again.
 //! * *Fail-stop.* The first error, and any panic, poisons the node: this and every later operation fails, nothing is

@@ -48,6 +48,9 @@ pub(crate) fn ask<T: Send + 'static, E: From<StorageError> + Send + 'static>(
     async { told.await.unwrap_or_else(|_| Err(StorageError::new(FILE, "test", "the callback was dropped").into())) }
 }
 
+/// So small that a run of a few dozen entries goes through several segments.
+pub(crate) const SMALL_SEGMENT_BYTES: usize = 40 << 10;
+
 /// Both engines of one node, running on the current runtime.
 pub(crate) struct Node {
     pub(crate) log: Log,
@@ -128,7 +131,7 @@ pub(crate) struct Parts {
 impl Parts {
     pub(crate) fn open(disk: Arc<dyn Disk>) -> Result<Parts, StartError> {
         let path = disk.path().join(File::State.name());
-        let opened = super::open(disk, "a", || (NodeId::new(1), 1))?;
+        let opened = super::open_sized(disk, "a", SMALL_SEGMENT_BYTES, || (NodeId::new(1), 1))?;
         let (store, engine) = state_engine::open(opened.state_db, opened.log.clone(), opened.poison.clone(), &path)?;
         Ok(Parts { log: opened.log, log_engine: opened.log_engine, store, engine, poison: opened.poison })
     }

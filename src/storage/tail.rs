@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::format::log::entry_bytes;
+use crate::format::log_items::entry_bytes;
 use crate::types::LogEntry;
 
 /// The newest entries, without a gap.

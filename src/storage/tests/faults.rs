@@ -102,12 +102,12 @@ fn the_first_error_is_the_answer_to_everything_after_it() {
     let numbers: Vec<usize> = answers.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, [0, 1, 2, 3, 4]);
     for (number, answer) in &answers[1..] {
-        assert_eq!(answer.as_ref().unwrap_err().to_string(), "log.redb: sync: injected", "request {number}");
+        assert_eq!(answer.as_ref().unwrap_err().to_string(), "log.wal: sync: injected", "request {number}");
     }
     let waited = rig.log().flushed().wait(2).now_or_never();
     assert!(matches!(waited, Some(Err(_))), "whoever waits for the watermark is told {waited:?}");
     let read = rig.log().entries(0..9, usize::MAX);
-    assert_eq!(read.unwrap_err().to_string(), "log.redb: sync: injected");
+    assert_eq!(read.unwrap_err().to_string(), "log.wal: sync: injected");
     assert!(disk.mount().backend(File::Log).is_ok(), "the log was closed and still holds its file");
 }
 
@@ -162,7 +162,7 @@ fn a_panic_of_the_engine_fails_what_is_queued_and_marks_the_directory() {
     drop(rig.step());
     let answers = rig.answers.lock().unwrap().clone();
     let [(0, Err(error))] = &answers[..] else { panic!("{answers:?}") };
-    assert_eq!(error.to_string(), "log.redb: log thread: out of luck");
+    assert_eq!(error.to_string(), "log.wal: log thread: out of luck");
     drop(rig);
     assert!(matches!(open(&disk), Err(StartError::Failed { .. })));
 }

@@ -2,10 +2,13 @@
 
 mod crash;
 mod faults;
+mod hooked;
 mod log;
 mod open;
 mod pair;
+mod reads;
 mod script;
+mod segments;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -15,6 +18,7 @@ use bytes::Bytes;
 use super::fault_disk::FaultDisk;
 use super::log::{Log, Op};
 use super::log_engine::LogEngine;
+use super::support::SMALL_SEGMENT_BYTES;
 use super::{Done, Opened};
 use crate::error::{StartError, StorageError};
 use crate::rt::worker::{Engine, Step};
@@ -33,7 +37,11 @@ struct Rig {
 
 impl Rig {
     fn open(disk: &FaultDisk) -> Result<Self, StartError> {
-        Ok(Rig { opened: open(disk)?, queue: VecDeque::new(), answers: Answers::default(), asked: 0 })
+        Ok(Rig::of(open(disk)?))
+    }
+
+    fn of(opened: Opened) -> Self {
+        Rig { opened, queue: VecDeque::new(), answers: Answers::default(), asked: 0 }
     }
 
     fn log(&self) -> &Log {
@@ -54,6 +62,12 @@ impl Rig {
     fn append(&mut self, range: std::ops::Range<u64>, term: u64) {
         let done = self.done();
         self.log().append(range.map(|index| entry(term, index)).collect(), done);
+    }
+
+    /// Appends one entry of about `bytes`.
+    fn append_sized(&mut self, index: u64, term: u64, bytes: usize) {
+        let done = self.done();
+        self.log().append(vec![sized_entry(term, index, bytes)], done);
     }
 
     fn vote(&mut self, term: u64) {
@@ -91,7 +105,7 @@ impl Rig {
 
 /// Opens a directory as the node "a". Each call mints another id, so that a new directory is told from an old one.
 fn open(disk: &FaultDisk) -> Result<Opened, StartError> {
-    super::open(disk.mount(), "a", mint)
+    super::open_sized(disk.mount(), "a", SMALL_SEGMENT_BYTES, mint)
 }
 
 fn mint() -> (NodeId, u64) {

@@ -115,7 +115,14 @@ pub(super) fn run(disk: &FaultDisk) -> Run {
     s.append(41..43, 5, 0);
     s.vote(6);
     s.rig.step();
-    s.append(43..44, 5, 0);
+    // Round and round: segments are given up, wiped and used again.
+    for index in 43..52 {
+        s.append(index..index + 1, 5, 12_000);
+        s.rig.step();
+        s.purge(log_id(5, index - 1));
+        s.rig.settle();
+    }
+    s.append(52..53, 5, 0);
     let done = s.now(|_| ());
     s.rig.log().close(done);
     s.rig.settle();
