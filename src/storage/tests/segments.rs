@@ -123,6 +123,10 @@ fn an_append_goes_into_the_next_segment_whole_if_one_has_room_and_in_parts_if_no
     rig.log().append((2..8).map(|index| sized_entry(1, index, SEGMENT / 10)).collect(), done);
     rig.step();
     assert_eq!((disk.count(IoKind::Sync), frames(&disk).len()), (before.0 + 2, before.1 + 2));
+    let torn = disk.fork();
+    torn.power_loss(PowerLoss::DropAll);
+    torn.flip(File::Log, frames(&disk).last().unwrap().0 as u64 * 8);
+    assert_eq!(Rig::open(&torn).unwrap().contents().next(), 2, "a part of the append is in the frame before");
     let done = rig.done();
     rig.log().append((8..30).map(|index| sized_entry(1, index, SEGMENT / 10)).collect(), done);
     rig.step();
@@ -334,7 +338,7 @@ fn a_write_that_looks_like_a_frame_is_not_taken_for_one() {
         rig.step();
         disk.power_loss(PowerLoss::DropAll);
         aligned += disk.bytes(File::Log).chunks(BLOCK_BYTES).filter(|block| block[..16] == forged[..16]).count();
-        let (offset, _) = *frames(&disk).last().unwrap();
+        let (offset, _) = *frames(&disk).iter().find(|(_, frame)| frame.number > end.number).unwrap();
         disk.flip(File::Log, (offset + 5) as u64 * 8);
         let contents = Rig::open(&disk).unwrap().contents();
         assert_eq!((contents.vote, contents.entries.len()), (None, 0));
