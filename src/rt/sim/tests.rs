@@ -85,6 +85,12 @@ fn a_suspended_machine_sleeps_on_and_only_its_boot_and_wall_clocks_know() {
         rt::sleep(HOUR).await;
         process.resume();
         assert_eq!(task.await, Ok((MS * 10, HOUR + MS * 10, 3_600_010)));
+        // The next process of a machine that died in its sleep wakes it.
+        process.suspend();
+        rt::sleep(HOUR).await;
+        process.kill();
+        let next = current().unwrap().world().context("a", 1);
+        next.spawn("sleeper", rt_sleep(MS * 10)).await.unwrap();
     });
 }
 
