@@ -24,8 +24,8 @@ fn a_killed_process_is_not_polled_again_and_what_it_held_is_dropped() {
         process.kill();
         let before = *polls.lock().unwrap();
         assert!(before >= 10, "{before}");
-        let ended: Result<(), _> = task.await;
-        assert_eq!(ended, Err(TaskFailed::Aborted { name: "ticking" }));
+        let ended: Result<Result<(), _>, _> = rt::timeout(HOUR, task).await;
+        assert_eq!(ended, Ok(Err(TaskFailed::Aborted { name: "ticking" })));
         assert_eq!((*polls.lock().unwrap(), Arc::strong_count(&polls)), (before, 1));
         let late = process.spawn("late", async {}).await;
         assert_eq!(late, Err(TaskFailed::Aborted { name: "late" }));
@@ -158,6 +158,9 @@ fn chance_depends_on_the_seed_the_process_and_its_generation_and_on_nothing_else
     for other in [drawn(2, "a", 0), drawn(1, "b", 0), drawn(1, "a", 1)] {
         assert_ne!(other, first);
     }
+    let (one, two) = (World::new(1, 1), World::new(2, 1));
+    assert_eq!(one.seed_for("network"), World::new(1, 100).seed_for("network"));
+    assert!(one.seed_for("network") != one.seed_for("disk") && one.seed_for("disk") != two.seed_for("disk"));
 }
 
 #[test]
