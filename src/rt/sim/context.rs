@@ -134,9 +134,10 @@ impl Context {
 
     /// Ends the process (SIGKILL): its tasks are not polled again, and are dropped, in the order in which they were spawned,
     /// when the runtime next gets to them. Its destructors run in this process; whatever of it is left must be cut off from
-    /// disks and networks by whoever kills it.
+    /// disks and networks by whoever kills it. A machine that was suspended is not any more.
     pub(crate) fn kill(&self) {
         self.live(Life::Dead, "kill");
+        self.inner.world.suspend(&self.inner.name, false);
         let (tasks, parked) = {
             let mut state = self.state();
             (std::mem::take(&mut state.tasks), std::mem::take(&mut state.parked))
@@ -288,7 +289,9 @@ impl Future for Timer {
         while let Some(next) = self.next_look() {
             let alarm = match &mut self.alarm {
                 Some(alarm) => {
-                    alarm.as_mut().reset(next);
+                    if alarm.deadline() != next {
+                        alarm.as_mut().reset(next);
+                    }
                     alarm
                 }
                 none => none.insert(Box::pin(tokio::time::sleep_until(next))),

@@ -24,8 +24,8 @@ fn a_killed_process_is_not_polled_again_and_what_it_held_is_dropped() {
         process.kill();
         let before = *polls.lock().unwrap();
         assert!(before >= 10, "{before}");
-        let ended: Result<(), _> = task.await;
-        assert_eq!(ended, Err(TaskFailed::Aborted { name: "ticking" }));
+        let ended: Result<Result<(), _>, _> = rt::timeout(HOUR, task).await;
+        assert_eq!(ended, Ok(Err(TaskFailed::Aborted { name: "ticking" })));
         assert_eq!((*polls.lock().unwrap(), Arc::strong_count(&polls)), (before, 1));
         let late = process.spawn("late", async {}).await;
         assert_eq!(late, Err(TaskFailed::Aborted { name: "late" }));
@@ -85,6 +85,12 @@ fn a_suspended_machine_sleeps_on_and_only_its_boot_and_wall_clocks_know() {
         rt::sleep(HOUR).await;
         process.resume();
         assert_eq!(task.await, Ok((MS * 10, HOUR + MS * 10, 3_600_010)));
+        // The next process of a machine that died in its sleep wakes it.
+        process.suspend();
+        rt::sleep(HOUR).await;
+        process.kill();
+        let next = current().unwrap().world().context("a", 1);
+        next.spawn("sleeper", rt_sleep(MS * 10)).await.unwrap();
     });
 }
 
@@ -152,6 +158,9 @@ fn chance_depends_on_the_seed_the_process_and_its_generation_and_on_nothing_else
     for other in [drawn(2, "a", 0), drawn(1, "b", 0), drawn(1, "a", 1)] {
         assert_ne!(other, first);
     }
+    let (one, two) = (World::new(1, 1), World::new(2, 1));
+    assert_eq!(one.seed_for("network"), World::new(1, 100).seed_for("network"));
+    assert!(one.seed_for("network") != one.seed_for("disk") && one.seed_for("disk") != two.seed_for("disk"));
 }
 
 #[test]

@@ -94,8 +94,7 @@ impl World {
         let name: Arc<str> = name.into();
         let mut state = self.state();
         let boot = BOOTED + Duration::from_secs(derive(self.inner.seed, &format!("boot {name}")) % 1_000_000);
-        let clocks = state.machines.entry(name.clone()).or_insert_with(|| Clocks::new(now, boot));
-        clocks.suspend(now, false);
+        state.machines.entry(name.clone()).or_insert_with(|| Clocks::new(now, boot));
         drop(state);
         Context::new(self.clone(), name, generation)
     }
@@ -160,7 +159,7 @@ impl World {
         self.lines_so_far().close();
     }
 
-    /// The panics so far, also those that the node caught and lived through.
+    /// The first 1000 panics, also those that the node caught and lived through.
     pub(crate) fn panics(&self) -> Vec<Panicked> {
         self.state().panics.clone()
     }
@@ -169,7 +168,10 @@ impl World {
         self.trace("panic", &[]);
         let at = self.now();
         let (process, task, message) = (process.to_owned(), task.to_owned(), message.to_owned());
-        self.state().panics.push(Panicked { at, process, generation, task, message });
+        let mut state = self.state();
+        if state.panics.len() < PANICS_MAX {
+            state.panics.push(Panicked { at, process, generation, task, message });
+        }
     }
 
     pub(super) fn next_task(&self) -> u64 {
@@ -233,6 +235,9 @@ impl World {
 
 /// The context that the test itself runs in.
 pub(crate) const OUTSIDE: &str = "outside";
+
+/// Panics that are kept; later ones are traced only.
+const PANICS_MAX: usize = 1000;
 
 /// Every machine has been up for at least this long when its first process starts.
 const BOOTED: Duration = Duration::from_secs(1_000_000);
