@@ -2,8 +2,9 @@
 //!
 //! [`run`] plays a scenario once for each seed. In it, [`Sim::hosts`] starts simulated processes, each with a node of its own
 //! and whatever the host runs beside it, on machines with disks and clocks, over a network; the scenario then lets time pass
-//! and breaks things. Minutes of that take milliseconds, since time jumps to the next event when everybody waits. The same
-//! seed gives the same run, so that what failed once can be looked at again and again.
+//! and breaks things. Time jumps to the next event when everybody waits: what costs is what nodes do, not how long it lasts. An
+//! optimised build plays a hundred and more seconds of a busy cluster in one; a debug build about ten. The same seed gives the
+//! same run, so that what failed once can be looked at again and again.
 //!
 //! # Example
 //!
@@ -62,20 +63,20 @@
 //!     sim.run_for(Duration::from_secs(5)).await;
 //!     sim.restart("node-3")?;
 //!
-//!     // ... and by chance. At the end all is whole again, and a minute later all has to be as it should.
-//!     sim.chaos(Faults::all().swarm(), Duration::from_secs(20)).await;
-//!     sim.run_for(Duration::from_secs(60)).await;
+//!     // ... and by chance. At the end all is whole again, and a while later all has to be as it should.
+//!     sim.chaos(Faults::all().swarm(), Duration::from_secs(10)).await;
+//!     sim.run_for(Duration::from_secs(30)).await;
 //!     let cluster = sim.node("node-1")?;
 //!     let instances = cluster.range::<String>(prefix("instances/")).await?;
 //!     assert_eq!(instances.len(), 3, "{instances:?}");
 //!     let runs = cluster.get::<u64>("runs").await?.ok_or("the job never ran")?;
-//!     assert!(*runs > 50, "the job ran only {} times", *runs);
+//!     assert!(*runs > 20, "the job ran only {} times", *runs);
 //!     assert_eq!(*runs, runs.version, "two instances ran the job at once: a run was lost");
 //!     Ok(())
 //! }
 //!
 //! // In a #[test] of its own:
-//! sim::run(0..2, the_service_survives);
+//! sim::run(0..1, the_service_survives);
 //! ```
 //!
 //! # What is simulated, and what is not

@@ -82,9 +82,7 @@ pub(crate) struct Counts {
 pub(crate) type Script = Arc<dyn Fn(&Sight) -> Option<Vec<Passage>> + Send + Sync>;
 
 /// What a [`Script`] sees of a frame that sets out.
-pub(crate) struct Sight<'a> {
-    pub(crate) from: &'a str,
-    pub(crate) to: &'a str,
+pub(crate) struct Sight {
     pub(crate) lane: Lane,
     pub(crate) leg: Leg,
 }
@@ -315,7 +313,7 @@ impl State {
     /// The copies of a frame that set out, and whether each has to keep the order.
     fn depart(&mut self, leg: Leg, route: &Route) -> Vec<(Passage, bool)> {
         let Route { from, to, lane } = route;
-        let scripted = self.script.as_ref().and_then(|script| script(&Sight { from, to, lane: *lane, leg }));
+        let scripted = self.script.as_ref().and_then(|script| script(&Sight { lane: *lane, leg }));
         let wire = self.wires.get(&(from.clone(), to.clone())).unwrap_or(&self.usual);
         let in_order = wire.is_in_order();
         let copies = scripted.unwrap_or_else(|| wire.draw(&mut self.rng));

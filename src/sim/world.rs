@@ -336,11 +336,6 @@ impl Sim {
         &self.inner.net
     }
 
-    /// The machine's disk, to be looked at and damaged.
-    pub(crate) fn disk(&self, name: &str) -> Result<FaultDisk, SimError> {
-        Ok(known(&mut self.machines(), name)?.disk.clone())
-    }
-
     /// What the host called `name` makes its node of.
     pub(super) fn parts(&self, name: &str) -> Parts {
         let mut machines = self.machines();
