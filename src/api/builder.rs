@@ -55,7 +55,7 @@ impl Builder {
         self
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "internals"))]
     pub(crate) fn disk(mut self, disk: Arc<dyn crate::storage::disk::Disk>) -> Self {
         self.place = Some(Place::Disk(disk));
         self

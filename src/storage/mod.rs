@@ -8,9 +8,11 @@
 //! through one [`Poison`]: the first error of either file stops both.
 
 pub(crate) mod disk;
-#[cfg(test)]
+#[cfg(any(test, feature = "internals"))]
 pub(crate) mod fault_disk;
 pub(crate) mod identity;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod journal;
 mod leftovers;
 pub(crate) mod log;
 pub(crate) mod log_engine;
