@@ -75,6 +75,8 @@ mod node;
 mod raft;
 mod recipes;
 mod rt;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod state_machine;
 mod storage;
 pub mod transport;

@@ -1,0 +1,3 @@
+//! Whole clusters under test: what a host's own tests stand on.
+
+pub mod check;
