@@ -6,9 +6,12 @@ use std::io::BufReader;
 use std::path::Path;
 
 use quorate::Revision;
-use quorate::sim::check::{Commit, CommitLog, History, OrderCheck, Outcome};
+use quorate::sim::check::{
+    Answer, Call, Commit, CommitLog, History, Only, Op, OrderCheck, Outcome, Register, RegisterAnswer, RegisterOp,
+    Verdict, linearizable,
+};
 
-use crate::workload::{COUNTER, GUARDED, Hold, count_of, read_holds};
+use crate::workload::{COUNTER, GUARDED, Hold, REGISTERS, count_of, read_holds};
 
 /// Everything that was written down.
 pub struct Evidence {
@@ -50,6 +53,7 @@ impl Evidence {
         let log = self.log();
         let mut broken: Vec<String> =
             OrderCheck::new().check(&self.history, &log).iter().map(ToString::to_string).collect();
+        broken.extend(REGISTERS.into_iter().chain([COUNTER]).filter_map(|key| self.black_box(key)));
         broken.extend(self.counter(&log));
         broken.extend(self.lock(&log));
         for violation in &broken {
@@ -75,6 +79,30 @@ impl Evidence {
             assert_eq!(known, commits.len(), "seed {}: node {n} has another number of commits", self.seed);
         }
         CommitLog::partial(longest.clone())
+    }
+
+    /// The calls on one key, judged by their answers and times alone.
+    fn black_box(&self, key: &str) -> Option<String> {
+        let values = self.values_by_revision(key);
+        let calls = self.history.calls().iter().filter_map(|call| register_call(call, key, &values));
+        match linearizable(&Register::default(), &History::new(calls)) {
+            Verdict::Linearizable => None,
+            Verdict::Violated(violation) => Some(format!("{key}: {violation}")),
+            Verdict::Inconclusive { steps } => {
+                println!("{key}: no verdict after {steps} steps");
+                None
+            }
+        }
+    }
+
+    /// What clients saw at a key, by the revision that they then named in a condition.
+    fn values_by_revision(&self, key: &str) -> BTreeMap<Revision, String> {
+        let calls = self.history.calls().iter().filter(|call| key_of(&call.op) == Some(key));
+        let seen = calls.filter_map(|call| match &call.response {
+            Some(Answer::Got(seen) | Answer::Conflict(seen)) => seen.as_ref(),
+            _ => None,
+        });
+        seen.map(|seen| (seen.modified, seen.value.clone())).collect()
     }
 
     /// Each increment counts once.
@@ -110,6 +138,44 @@ impl Evidence {
         broken.extend(back.map(|pair| format!("{:?} wrote after {:?}", pair[1], pair[0])));
         broken
     }
+}
+
+fn key_of(op: &Op) -> Option<&str> {
+    match op {
+        Op::Get { key, .. } | Op::Set { key, .. } => Some(key),
+        _ => None,
+    }
+}
+
+/// A call on `key` as one on a register. A condition on a revision is one on the value that its client had seen there.
+fn register_call(
+    call: &Call,
+    key: &str,
+    values: &BTreeMap<Revision, String>,
+) -> Option<Call<RegisterOp<String>, RegisterAnswer<String>>> {
+    if key_of(&call.op) != Some(key) {
+        return None;
+    }
+    let op = match (&call.op, &call.response) {
+        // A condition that did not hold is a read of what was there instead.
+        (_, Some(Answer::Conflict(_))) | (Op::Get { .. }, _) => RegisterOp::Read,
+        (Op::Set { value, only: Only::Absent, .. }, _) => RegisterOp::CompareAndSet(None, Some(value.clone())),
+        (Op::Set { value, only: Only::Revision(revision), .. }, _) => {
+            RegisterOp::CompareAndSet(values.get(revision).cloned(), Some(value.clone()))
+        }
+        (Op::Set { value, .. }, _) => RegisterOp::Write(Some(value.clone())),
+        (other, _) => unreachable!("{other:?} has no key"),
+    };
+    let response = call.response.as_ref().map(|answer| match (answer, &op) {
+        (Answer::Got(seen) | Answer::Conflict(seen), _) => {
+            RegisterAnswer::Value(seen.as_ref().map(|seen| seen.value.clone()))
+        }
+        (Answer::Written, RegisterOp::Write(_)) => RegisterAnswer::Written,
+        (Answer::Written, _) => RegisterAnswer::Set(true),
+        (other, _) => unreachable!("{op:?} is answered with {other:?}"),
+    });
+    let Call { client, id, invoked_ns, returned_ns, outcome, revision, ticket, .. } = call.clone();
+    Some(Call { client, id, op, invoked_ns, returned_ns, outcome, response, revision, ticket })
 }
 
 /// The values that a key was given, in order.

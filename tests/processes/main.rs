@@ -62,7 +62,7 @@ fn kill_or_stop(scene: &mut Scene) {
         }
         4..8 => {
             scene.stop(n);
-            scene.pass(1000..3500);
+            scene.pass(1000..5000);
             scene.go_on(n);
         }
         8 => {

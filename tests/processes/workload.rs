@@ -22,6 +22,8 @@ pub const CLIENTS: u64 = 4;
 pub const COUNTER: &str = "counter";
 /// Written by whoever holds the lock. Its value begins with the holder's fence.
 pub const GUARDED: &str = "guarded";
+/// Keys that are only read and set, so that they can be judged one by one without believing in revisions.
+pub const REGISTERS: [&str; 2] = ["r0", "r1"];
 /// Keys of all other writes.
 const KEYS: u64 = 8;
 
@@ -62,8 +64,9 @@ impl Client {
                 50..65 => self.set_if(&key).await,
                 65..72 => self.set_with_ttl(&key).await,
                 72..78 => self.delete(&key).await,
-                78..90 => self.transact(&key).await,
-                _ => self.count().await,
+                78..86 => self.transact(&key).await,
+                86..94 => self.count().await,
+                _ => self.register().await,
             }
             self.pause(12).await;
         }
@@ -155,6 +158,15 @@ impl Client {
         let only = entry.as_ref().map_or(Only::Absent, |entry| Only::Revision(entry.modified));
         let value = format!("{} {}", entry.map_or(0, |entry| count_of(&entry)) + 1, self.value());
         self.set_only(COUNTER, value, only).await;
+    }
+
+    async fn register(&mut self) {
+        let key = REGISTERS[self.rng.random_range(0..REGISTERS.len())];
+        match self.rng.random_range(0..4) {
+            0 | 1 => self.get(key).await,
+            2 => self.set(key).await,
+            _ => self.set_if(key).await,
+        }
     }
 
     async fn delete(&mut self, key: &str) {
