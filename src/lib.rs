@@ -61,6 +61,8 @@
 #![cfg_attr(not(test), allow(dead_code))]
 
 mod api;
+#[cfg(any(test, feature = "internals"))]
+mod choices;
 #[cfg(test)]
 mod cluster_tests;
 mod codec;

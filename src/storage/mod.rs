@@ -25,8 +25,8 @@ mod state_rows;
 #[cfg(test)]
 mod support;
 mod tail;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod tests;
 pub(crate) mod view;
 
 use std::io;

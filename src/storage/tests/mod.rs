@@ -1,10 +1,16 @@
 //! Tests of the files as a whole: the log against a model, against crashes at every operation, and the opening.
 
+#[cfg(test)]
 mod crash;
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
 mod log;
+#[cfg(test)]
 mod open;
+#[cfg(test)]
 mod pair;
+pub(crate) mod random;
 mod script;
 
 use std::collections::{BTreeMap, VecDeque};
