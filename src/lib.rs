@@ -70,6 +70,9 @@ mod command;
 mod config;
 mod error;
 mod format;
+#[cfg(any(test, feature = "internals"))]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
