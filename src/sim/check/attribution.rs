@@ -124,6 +124,8 @@ impl Finding<'_> {
             (None, None) if commit.is_expiry() => {}
             (None, None) => match self.deleter_of(commit) {
                 Some(place) => self.attribute(place, commit),
+                // A session that is dropped ends its lease, and nobody waits for that.
+                None if self.ends_a_session(commit) => {}
                 None => {
                     let what = "a commit that nobody asked for";
                     self.found.violations.push(Violation::new(Property::Kv4, what).with(commit));
@@ -158,6 +160,16 @@ impl Finding<'_> {
         let candidates = || (0..self.calls.len()).filter(fits);
         // A refused one only if there is no other: it is a violation.
         candidates().find(|place| self.calls[*place].outcome != Outcome::Fail).or_else(|| candidates().next())
+    }
+
+    /// Whether it is what revoking a lease does that somebody has put keys on by its number.
+    fn ends_a_session(&self, commit: &Commit) -> bool {
+        let view = View { timeline: self.timeline, revision: commit.revision.get() - 1 };
+        let lease = commit.changes.first().and_then(|change| self.timeline.get(&change.key, view.revision)?.lease);
+        lease.filter(|lease| self.calls.iter().any(|call| call.op.attaches_to(*lease))).is_some_and(|lease| {
+            let revoked = view.run(&Op::Revoke { lease });
+            revoked.is_some_and(|revoked| same_changes(&revoked.changes, commit.changes.iter()))
+        })
     }
 
     fn attribute(&mut self, place: usize, commit: &Commit) {

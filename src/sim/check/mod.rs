@@ -9,12 +9,21 @@
 //!   search, so it judges histories of any length, and it says exactly what is wrong.
 //! * [`linearizable`] believes nothing but the answers and their times, and asks whether any order explains them. It takes
 //!   any object that has a [`Model`]: a host checks what it built on the store with it.
+//! * [`WatchRecord`], [`LeaseRecord`] and [`LockRecord`] are what a watch delivered, how a lease was renewed and ended, and
+//!   who believed to hold a lock; each checks itself, against the commits where that says more.
+//! * [`black_box`] is that for histories of the store itself, key by key; [`Evidence`] is a whole run in one file, and all
+//!   oracles over it.
 //!
 //! Every [`Violation`] names its [`Property`] and shows the operations involved with their times.
 
 mod attribution;
+mod black_box;
+mod convert;
+mod evidence;
 mod history;
+mod lease;
 mod linearizable;
+mod lock;
 mod log;
 mod op;
 mod order;
@@ -22,16 +31,23 @@ mod recorder;
 mod replay;
 mod timeline;
 mod violation;
+mod watch;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::black_box::{BlackBox, PART_KEYS_MAX, black_box};
+pub use self::convert::text;
+pub use self::evidence::{Evidence, LockEvidence, Report};
 pub use self::history::{Call, History, Outcome};
+pub use self::lease::{Belief, LeaseCheck, LeaseEnd, LeaseRecord, Renewal, RenewalAnswer};
 pub use self::linearizable::{
     Model, Register, RegisterAnswer, RegisterOp, STEPS_MAX, Verdict, linearizable, linearizable_within,
 };
+pub use self::lock::{FencedWrite, Hold, LockRecord};
 pub use self::log::{Change, Commit, CommitLog, Kind};
 pub use self::op::{Answer, Attach, Condition, Moment, Only, Op, Resolution, Seen, Span, Step, StepAnswer, Test};
 pub use self::order::OrderCheck;
 pub use self::recorder::{Pending, Recorder};
 pub use self::violation::{Property, Violation};
+pub use self::watch::{WatchEvent, WatchRecord, WatchStart, WatchStep};

@@ -128,6 +128,16 @@ impl Op {
         }
     }
 
+    /// Whether it may hang a key on this lease.
+    pub(super) fn attaches_to(&self, lease: LeaseId) -> bool {
+        let attaches = |step: &Step| matches!(step, Step::Put { attach, .. } if *attach == Attach::Lease(lease));
+        match self {
+            Op::Set { attach, .. } => *attach == Attach::Lease(lease),
+            Op::Txn { then, otherwise, .. } => then.iter().chain(otherwise).any(attaches),
+            _ => false,
+        }
+    }
+
     /// The keys it looks at or writes.
     pub(super) fn spans(&self) -> Vec<Span> {
         match self {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use super::attribution::{Attribution, attribute, claims_change};
 use super::history::{Call, History};
 use super::log::{CommitLog, outside};
-use super::op::{Answer, Moment, Op, Resolution, Seen, Span};
+use super::op::{Answer, Moment, Op, Resolution, Seen, Span, StepAnswer};
 use super::replay::{View, agrees, same_changes};
 use super::timeline::Timeline;
 use super::violation::{Property, Violation};
@@ -260,19 +260,19 @@ fn misanswer(told: &Answer) -> Property {
 
 /// Everything an answer says of keys.
 fn seen_in(answer: &Answer) -> Vec<&Seen> {
-    use super::op::StepAnswer::{List, Read};
     match answer {
         Answer::Got(seen) | Answer::Conflict(seen) | Answer::Replaced(seen) => seen.iter().collect(),
         Answer::Listed { entries, .. } => entries.iter().map(|(_, seen)| seen).collect(),
-        Answer::Txn { results: Some(results), .. } => {
-            let of_step = |step| match step {
-                &Read(ref seen) => seen.iter().collect(),
-                List(entries) => entries.iter().map(|(_, seen)| seen).collect(),
-                _ => Vec::new(),
-            };
-            results.iter().flat_map(of_step).collect()
-        }
+        Answer::Txn { results: Some(results), .. } => results.iter().flat_map(seen_in_step).collect(),
         _ => Vec::new(),
+    }
+}
+
+fn seen_in_step(answer: &StepAnswer) -> Vec<&Seen> {
+    match answer {
+        StepAnswer::Read(seen) => seen.iter().collect(),
+        StepAnswer::List(entries) => entries.iter().map(|(_, seen)| seen).collect(),
+        StepAnswer::Put | StepAnswer::Removed(_) => Vec::new(),
     }
 }
 

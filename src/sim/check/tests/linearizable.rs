@@ -62,7 +62,7 @@ fn random_calls(rng: &mut Rng, count: u64) -> Vec<RegisterCall> {
 #[test]
 fn it_agrees_with_brute_force_on_random_histories() {
     let (mut rng, mut verdicts) = (Rng(3), BTreeMap::new());
-    for round in 0..60_000 {
+    for round in 0..30_000 {
         let count = 1 + rng.below(7);
         let history = RegisterHistory::new(random_calls(&mut rng, count));
         let right = brute_force(history.calls());
@@ -78,7 +78,7 @@ fn it_agrees_with_brute_force_on_random_histories() {
         assert_eq!(found, right, "round {round}: {:#?}", history.calls());
         *verdicts.entry(right).or_insert(0) += 1;
     }
-    assert!(verdicts[&true] > 5_000 && verdicts[&false] > 5_000, "{verdicts:?}");
+    assert!(verdicts[&true] > 2_500 && verdicts[&false] > 2_500, "{verdicts:?}");
 }
 
 /// One register, `clients` at a time, unique values; answers as an atomic register gives them.
