@@ -3,10 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use quorate::sim::check::{Answer, Change, Commit, Kind, Op, Recorder, Resolution};
-use quorate::{Cause, Cluster, Event, Outcome, Revision, Ticket};
-
-use crate::workload::seen;
+use quorate::sim::check::{Answer, CommitLog, Op, Recorder};
+use quorate::{Cluster, Revision, Ticket};
 
 /// Settles what became of each write, and records it as calls of `client`.
 pub async fn resolve(cluster: &Cluster, recorder: &Recorder, client: u64, tickets: Vec<Ticket>) {
@@ -14,11 +12,7 @@ pub async fn resolve(cluster: &Cluster, recorder: &Recorder, client: u64, ticket
         loop {
             let call = recorder.invoke(client, Op::Resolve { ticket });
             let resolution = match cluster.resolve(&ticket).await {
-                Ok(Outcome::Applied(revision)) => Resolution::Applied(revision),
-                Ok(Outcome::NoEffect) => Resolution::NoEffect,
-                Ok(Outcome::Never) => Resolution::Never,
-                Ok(Outcome::Unknowable) => Resolution::Unknowable,
-                Ok(other) => panic!("{ticket}: {other:?}"),
+                Ok(outcome) => outcome.into(),
                 // No answer; the supervisor knows how long to ask again.
                 Err(error) => {
                     tracing::info!(%error, %ticket, "not resolved yet");
@@ -37,27 +31,16 @@ pub async fn dump(cluster: &Cluster, path: &Path) -> Result<(), Box<dyn std::err
     cluster.get::<String>("any").await?;
     let last = cluster.status().revision;
     let mut watch = cluster.watch::<String>(..).from(Revision::ZERO.next()).backpressure().await?;
-    let mut commits = Vec::new();
+    let mut log = CommitLog::default();
     while watch.revision() < last {
         // The keys may be quiet up to there; then the watch moves on without a batch.
         let batch = match tokio::time::timeout(Duration::from_millis(50), watch.next()).await {
             Ok(batch) => batch.expect("a watch ends with an error")?,
             Err(_) => continue,
         };
-        commits.push(Commit::new(batch.revision, batch.events.iter().map(change).collect()));
+        log.push(&batch);
     }
-    commits.retain(|commit| commit.revision <= last);
-    std::fs::write(path, serde_json::to_vec(&(last, commits))?)?;
+    log.commits.retain(|commit| commit.revision <= last);
+    std::fs::write(path, serde_json::to_vec(&(last, log.commits))?)?;
     Ok(())
-}
-
-fn change(event: &Event<String>) -> Change {
-    match event {
-        Event::Put { key, entry, .. } => Change { key: key.clone(), kind: Kind::Put, now: Some(seen(entry)) },
-        Event::Delete { key, cause, .. } => {
-            let kind = if *cause == Cause::Expired { Kind::Expired } else { Kind::Deleted };
-            Change { key: key.clone(), kind, now: None }
-        }
-        other => panic!("an event of another kind: {other:?}"),
-    }
 }

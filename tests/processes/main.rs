@@ -11,6 +11,7 @@
 
 mod audit;
 mod judge;
+mod lines;
 mod node;
 mod proxy;
 mod supervisor;
@@ -126,8 +127,8 @@ fn what_was_acknowledged_is_there_after_processes_were_killed_and_stopped() {
         let test = "what_was_acknowledged_is_there_after_processes_were_killed_and_stopped";
         let mut scene = Scene::new(test, seed, 3, false);
         faults(6, &mut scene, kill_or_stop);
-        let weight = scene.finish().judge();
-        assert!(weight.done > 300 && weight.unknown > 0 && weight.grants > 3, "nothing much was tested: {weight:?}");
+        let weight = scene.finish();
+        weight.check(300);
     });
 }
 
@@ -137,8 +138,8 @@ fn processes_that_cannot_reach_each_other_never_contradict_each_other() {
         let test = "processes_that_cannot_reach_each_other_never_contradict_each_other";
         let mut scene = Scene::new(test, seed, 3, false);
         faults(6, &mut scene, cut_off);
-        let weight = scene.finish().judge();
-        assert!(weight.done > 300 && weight.unknown > 0 && weight.grants > 3, "nothing much was tested: {weight:?}");
+        let weight = scene.finish();
+        weight.check(300);
     });
 }
 
@@ -149,8 +150,8 @@ fn what_was_acknowledged_is_on_disks_that_lost_their_power_and_tore_their_last_w
         let mut scene = Scene::new(test, seed, 3, true);
         let mut unsynced = 0;
         faults(8, &mut scene, |scene| unsynced += lose_power(scene));
-        let weight = scene.finish().judge();
-        assert!(weight.done > 200 && weight.unknown > 0, "nothing much was tested: {weight:?}");
+        let weight = scene.finish();
+        weight.check(200);
         assert!(unsynced > 0, "no power failure had anything to tear");
     });
 }
@@ -166,7 +167,7 @@ fn five_processes_keep_their_promises_under_all_faults_together() {
             1 => cut_off(scene),
             _ => drop(lose_power(scene)),
         });
-        let weight = scene.finish().judge();
-        assert!(weight.done > 1000 && weight.unknown > 0, "nothing much was tested: {weight:?}");
+        let weight = scene.finish();
+        weight.check(1000);
     });
 }

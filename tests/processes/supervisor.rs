@@ -13,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::judge::Evidence;
+use crate::judge::{Findings, Weight};
 use crate::node::{ANSWER, ARGS, Args, Command};
 use crate::proxy::{Net, Pass};
 use crate::workload::CLIENTS;
@@ -164,8 +164,8 @@ impl Scene {
         self.tell_all(|_| Command::Ready);
     }
 
-    /// Mends everything, stops the load, settles what is open, and collects what there is to be judged.
-    pub fn finish(mut self) -> Evidence {
+    /// Mends everything, stops the load, settles what is open, and judges all that was written down.
+    pub fn finish(mut self) -> Weight {
         self.heal();
         (0..self.size()).for_each(|n| self.go_on(n));
         (0..self.size()).for_each(|n| self.start(n));
@@ -180,23 +180,23 @@ impl Scene {
         let dump = |scene: &Self, n| scene.place(n, "log.json");
         let paths: Vec<_> = (0..self.size()).map(|n| dump(&self, n)).collect();
         self.tell_all(|n| Command::Dump(paths[n].clone()));
-        let mut evidence = self.collect();
+        let mut findings = self.collect();
         for path in paths {
             let text = fs::read(path).expect("written by the node");
-            evidence.logs.push(serde_json::from_slice(&text).expect("written by the node"));
+            findings.logs.push(serde_json::from_slice(&text).expect("written by the node"));
         }
         self.log("hang up");
         self.nodes.iter_mut().flatten().for_each(Process::end);
-        evidence
+        findings.judge(self.dir.path())
     }
 
     /// What all lives were told so far.
-    fn collect(&self) -> Evidence {
-        let mut evidence = Evidence::new(self.seed);
+    fn collect(&self) -> Findings {
+        let mut findings = Findings::new(self.seed);
         for life in 1..=self.lives {
-            evidence.add(&self.dir.path().join(format!("told-{life}")));
+            findings.add(&self.dir.path().join(format!("told-{life}")));
         }
-        evidence
+        findings
     }
 
     fn tell_all(&mut self, command: impl Fn(usize) -> Command) {

@@ -1,19 +1,17 @@
 //! The load that a node puts on its cluster: reads, writes of every kind, and a lock. Every value is written once.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
-use quorate::sim::check::{Answer, Attach, Condition, Only, Op, Pending, Recorder, Seen, Span, Step, StepAnswer, Test};
-use quorate::{Cas, Cluster, Entry, Error, LockGuard, Revision, put, read, when};
+use quorate::sim::check::{Answer, Attach, Condition, Only, Op, Pending, Recorder, Span, Step, Test, WatchStep, text};
+use quorate::{Cas, Cluster, Entry, Error, Fence, LockGuard, Revision, put, read, when};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::lines::Lines;
 use crate::node::{Args, TIMEOUT, lock_ttl, now_ns};
 
 /// Clients of one life of a node; the last one takes the lock.
@@ -23,7 +21,11 @@ pub const COUNTER: &str = "counter";
 /// Written by whoever holds the lock. Its value begins with the holder's fence.
 pub const GUARDED: &str = "guarded";
 /// Keys that are only read and set, so that they can be judged one by one without believing in revisions.
-pub const REGISTERS: [&str; 2] = ["r0", "r1"];
+const REGISTERS: [&str; 2] = ["r0", "r1"];
+/// Where a life puts what its holders of the lock saw.
+pub const HOLDS: &str = "holds.jsonl";
+/// Where it puts what its watch saw.
+pub const WATCH: &str = "watch.jsonl";
 /// Keys of all other writes.
 const KEYS: u64 = 8;
 
@@ -38,8 +40,9 @@ pub fn start(cluster: &Cluster, recorder: &Recorder, args: &Args, quiet: watch::
         written: 0,
     };
     let mut tasks: Vec<_> = (0..CLIENTS - 1).map(|place| tokio::spawn(client(place).run(quiet.clone()))).collect();
-    let holds = Holds::create(&args.told);
+    let holds = Lines::create(&args.told, HOLDS);
     tasks.push(tokio::spawn(client(CLIENTS - 1).run_locks(holds, quiet)));
+    tokio::spawn(watch_all(cluster.clone(), Lines::create(&args.told, WATCH)));
     tasks
 }
 
@@ -64,7 +67,11 @@ impl Client {
                 50..65 => self.set_if(&key).await,
                 65..72 => self.set_with_ttl(&key).await,
                 72..78 => self.delete(&key).await,
-                78..86 => self.transact(&key).await,
+                78..83 => {
+                    let third = self.key();
+                    self.transact(&key, &format!("{key}'"), &third).await;
+                }
+                83..86 => self.transact("p", "q", "q").await,
                 86..94 => self.count().await,
                 _ => self.register().await,
             }
@@ -93,7 +100,7 @@ impl Client {
     async fn get(&mut self, key: &str) {
         let call = self.begin(Op::get(key));
         let got = self.cluster.get::<String>(key).timeout(TIMEOUT).await;
-        if let Some(entry) = end(call, got, |entry| (Answer::Got(entry.as_ref().map(seen)), None)) {
+        if let Some(entry) = end(call, got, |entry| (Answer::got(entry.as_ref()), None)) {
             self.note(key, entry.as_ref());
         }
     }
@@ -108,7 +115,7 @@ impl Client {
 
     async fn set(&mut self, key: &str) {
         let value = self.value();
-        let call = self.begin(Op::set(key, &value));
+        let call = self.begin(Op::set(key, text(&value)));
         let written = self.cluster.set(key, &value).timeout(TIMEOUT).await;
         end(call, written, |written| (Answer::Written, Some(written.revision)));
     }
@@ -116,16 +123,16 @@ impl Client {
     async fn set_with_ttl(&mut self, key: &str) {
         let (value, ttl) = (self.value(), self.rng.random_range(200..1500));
         let attach = Attach::Ttl(ttl);
-        let call = self.begin(Op::Set { key: key.into(), value: value.clone(), only: Only::Always, attach });
+        let call = self.begin(Op::Set { key: key.into(), value: text(&value), only: Only::Always, attach });
         let written = self.cluster.set(key, &value).ttl(Duration::from_millis(ttl)).timeout(TIMEOUT).await;
         end(call, written, |written| (Answer::Written, Some(written.revision)));
     }
 
     async fn replace(&mut self, key: &str) {
         let value = self.value();
-        let call = self.begin(Op::set(key, &value));
+        let call = self.begin(Op::set(key, text(&value)));
         let replaced = self.cluster.set(key, &value).prev().timeout(TIMEOUT).await;
-        end(call, replaced, |replaced| (Answer::Replaced(replaced.prev.as_ref().map(seen)), Some(replaced.revision)));
+        end(call, replaced, |replaced| (Answer::replaced(replaced), Some(replaced.revision)));
     }
 
     async fn set_if(&mut self, key: &str) {
@@ -135,16 +142,13 @@ impl Client {
     }
 
     async fn set_only(&mut self, key: &str, value: String, only: Only) {
-        let call = self.begin(Op::set_only(key, &value, only));
+        let call = self.begin(Op::set_only(key, text(&value), only));
         let set = self.cluster.set(key, &value);
         let set = match only {
             Only::Revision(revision) => set.if_rev(revision),
             _ => set.if_absent(),
         };
-        let done = end(call, set.timeout(TIMEOUT).await, |cas| match cas {
-            Cas::Applied(written) => (Answer::Written, Some(written.revision)),
-            Cas::Conflict(now) => (Answer::Conflict(now.as_ref().map(seen)), None),
-        });
+        let done = end(call, set.timeout(TIMEOUT).await, Answer::cas);
         if let Some(Cas::Conflict(now)) = done {
             self.note(key, now.as_ref());
         }
@@ -153,7 +157,7 @@ impl Client {
     async fn count(&mut self) {
         let call = self.begin(Op::get(COUNTER));
         let got = self.cluster.get::<String>(COUNTER).timeout(TIMEOUT).await;
-        let got = end(call, got, |entry| (Answer::Got(entry.as_ref().map(seen)), None));
+        let got = end(call, got, |entry| (Answer::got(entry.as_ref()), None));
         let Some(entry) = got else { return };
         let only = entry.as_ref().map_or(Only::Absent, |entry| Only::Revision(entry.modified));
         let value = format!("{} {}", entry.map_or(0, |entry| count_of(&entry)) + 1, self.value());
@@ -181,36 +185,25 @@ impl Client {
     }
 
     /// Writes two keys if one of them stands where it did, and reads a third.
-    async fn transact(&mut self, key: &str) {
-        let (other, third) = (format!("{key}'"), self.key());
+    async fn transact(&mut self, key: &str, other: &str, third: &str) {
         let modified = self.modified.get(key).copied().unwrap_or(Revision::ZERO);
         let values = (self.value(), self.value());
-        let call = self.begin(Op::Txn {
-            when: vec![Condition { keys: Span::key(key), test: Test::ModifiedAt(modified) }],
-            then: vec![Step::put(key, &values.0), Step::put(&other, &values.1), Step::Read(third.clone())],
-            otherwise: vec![Step::Read(key.into())],
-        });
+        let then = vec![Step::put(key, text(&values.0)), Step::put(other, text(&values.1)), Step::Read(third.into())];
+        let otherwise = vec![Step::Read(key.into())];
+        let condition = Condition { keys: Span::key(key), test: Test::ModifiedAt(modified) };
+        let op = Op::Txn { when: vec![condition], then: then.clone(), otherwise: otherwise.clone() };
+        let call = self.begin(op);
         let txn = self
             .cluster
             .transaction()
             .when(when(key).modified_at(modified))
             .then(put(key, &values.0))
-            .then(put(&other, &values.1))
-            .then(read(&third))
+            .then(put(other, &values.1))
+            .then(read(third))
             .otherwise(read(key))
             .timeout(TIMEOUT);
         let done = end(call, txn.await, |done| {
-            let entry = |place| StepAnswer::Read(done.entry::<String>(place).expect("a string").as_ref().map(seen));
-            let results = match done.succeeded() {
-                true => vec![StepAnswer::Put, StepAnswer::Put, entry(2)],
-                false => vec![entry(0)],
-            };
-            let answer = Answer::Txn {
-                failed: done.failed_condition().map(|place| place as u32),
-                changed: done.changed(),
-                results: (!done.results_lost()).then_some(results),
-            };
-            (answer, Some(done.revision()))
+            (Answer::txn::<String>(done, &then, &otherwise).expect("strings"), Some(done.revision()))
         });
         if let Some(done) = done.filter(|done| !done.succeeded() && !done.results_lost()) {
             self.note(key, done.entry::<String>(0).expect("a string").as_ref());
@@ -218,13 +211,12 @@ impl Client {
     }
 
     /// Takes the lock, writes what it guards, and lets go, again and again.
-    async fn run_locks(mut self, mut holds: Holds, quiet: watch::Receiver<bool>) {
+    async fn run_locks(mut self, mut holds: Lines, quiet: watch::Receiver<bool>) {
         while !*quiet.borrow() {
-            let asked_ns = now_ns();
             match self.cluster.lock("job").ttl(lock_ttl()).timeout(TIMEOUT).await {
                 Ok(guard) => {
-                    let granted = Hold::Granted { fence: guard.fence().get(), asked_ns, granted_ns: now_ns() };
-                    holds.write(&granted);
+                    let (client, fence) = (self.number, guard.fence());
+                    holds.write(&Held::Granted { client, fence, granted_ns: now_ns() });
                     self.hold(guard, &mut holds).await;
                 }
                 Err(Error::NotApplied { .. } | Error::Indeterminate { .. } | Error::LeaseNotFound { .. }) => {}
@@ -234,24 +226,26 @@ impl Client {
         }
     }
 
-    async fn hold(&mut self, guard: LockGuard, holds: &mut Holds) {
+    async fn hold(&mut self, guard: LockGuard, holds: &mut Lines) {
+        let fence = guard.fence();
         for _ in 0..self.rng.random_range(1..8) {
             let before_ns = now_ns();
             if !guard.valid_for().is_zero() {
-                holds.write(&Hold::Sure { fence: guard.fence().get(), before_ns });
+                holds.write(&Held::Sure { fence, before_ns });
             }
-            let value = format!("{} {}", guard.fence(), self.value());
-            let step = Step::put(GUARDED, &value);
-            let call = self.begin(Op::Txn { when: vec![], then: vec![step], otherwise: vec![] });
-            match guard.txn().then(put(GUARDED, &value)).timeout(TIMEOUT).await {
-                Err(Error::Fenced { .. }) => {
-                    holds.write(&Hold::Fenced { fence: guard.fence().get() });
-                    return call.fail();
-                }
-                done => drop(end(call, done, |done| {
-                    let results = Some(vec![StepAnswer::Put]);
-                    (Answer::Txn { failed: None, changed: true, results }, Some(done.revision()))
-                })),
+            let value = format!("{fence} {}", self.value());
+            let then = vec![Step::put(GUARDED, text(&value))];
+            let call = self.begin(Op::Txn { when: vec![], then: then.clone(), otherwise: vec![] });
+            let done = guard.txn().then(put(GUARDED, &value)).timeout(TIMEOUT).await;
+            if let Err(Error::Fenced { current, .. }) = done {
+                holds.write(&Held::Wrote { fence, revision: current, applied: false });
+                return call.fail();
+            }
+            let done = end(call, done, |done| {
+                (Answer::txn::<String>(done, &then, &[]).expect("strings"), Some(done.revision()))
+            });
+            if let Some(done) = done {
+                holds.write(&Held::Wrote { fence, revision: done.revision(), applied: true });
             }
             self.pause(60).await;
         }
@@ -270,21 +264,10 @@ fn end<T>(call: Pending, result: Result<T, Error>, told: impl FnOnce(&T) -> (Ans
             call.ok(answer, revision);
             return Some(done);
         }
-        Err(Error::Indeterminate { ticket }) => call.unknown(Some(ticket)),
-        Err(Error::NotApplied { .. }) => call.fail(),
+        Err(error @ (Error::Indeterminate { .. } | Error::NotApplied { .. })) => call.error(&error),
         Err(error) => panic!("{call:?}: {error}"),
     }
     None
-}
-
-pub fn seen(entry: &Entry<String>) -> Seen {
-    Seen {
-        value: entry.value.clone(),
-        created: entry.created,
-        modified: entry.modified,
-        version: entry.version,
-        lease: entry.lease,
-    }
 }
 
 /// The number that a value of [`COUNTER`] or [`GUARDED`] begins with.
@@ -295,42 +278,44 @@ pub fn count_of(value: &str) -> u64 {
 
 /// What happened to a holder of the lock.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Hold {
+pub enum Held {
     Granted {
-        fence: u64,
-        asked_ns: u64,
+        client: u64,
+        fence: Fence,
         granted_ns: u64,
     },
     /// Some time after this the guard said that it held the lock.
     Sure {
-        fence: u64,
+        fence: Fence,
         before_ns: u64,
     },
-    /// A write was refused.
-    Fenced {
-        fence: u64,
+    /// A write that only the holder can do.
+    Wrote {
+        fence: Fence,
+        revision: Revision,
+        applied: bool,
     },
 }
 
-struct Holds(File);
-
-impl Holds {
-    const FILE: &str = "holds.jsonl";
-
-    fn create(told: &Path) -> Self {
-        Holds(File::create(told.join(Self::FILE)).expect("a new directory"))
-    }
-
-    fn write(&mut self, hold: &Hold) {
-        let line = serde_json::to_string(hold).expect("plain data") + "\n";
-        self.0.write_all(line.as_bytes()).expect("there is room");
+/// Watches every key for as long as the process lives, and writes down where it began and what came.
+async fn watch_all(cluster: Cluster, mut lines: Lines) {
+    let opened = cluster.watch::<String>(..).prev().await;
+    let mut watch = opened.unwrap_or_else(|error| panic!("a watch is not opened: {error}"));
+    lines.write(&Watched::After(watch.revision()));
+    while let Some(batch) = watch.next().await {
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(Error::Stopped { .. }) => return,
+            Err(error) => panic!("a watch ended: {error}"),
+        };
+        lines.write(&Watched::Step(WatchStep::from(&batch)));
+        lines.write(&Watched::Step(WatchStep::Place(watch.revision())));
     }
 }
 
-/// What the holders of one life wrote down.
-pub fn read_holds(told: &Path) -> Vec<Hold> {
-    // A life that was killed before its load began wrote nothing.
-    let text = std::fs::read_to_string(told.join(Holds::FILE)).unwrap_or_default();
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| serde_json::from_str(line).expect("a line of this test")).collect()
+/// A line of what a watch saw: the first, or a later one.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Watched {
+    After(Revision),
+    Step(WatchStep),
 }
