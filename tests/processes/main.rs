@@ -123,7 +123,7 @@ fn cut_off(scene: &mut Scene) {
 
 #[test]
 fn what_was_acknowledged_is_there_after_processes_were_killed_and_stopped() {
-    processes(1, |seed| {
+    processes(3, |seed| {
         let test = "what_was_acknowledged_is_there_after_processes_were_killed_and_stopped";
         let mut scene = Scene::new(test, seed, 3, false);
         faults(6, &mut scene, kill_or_stop);
