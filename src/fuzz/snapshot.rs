@@ -24,22 +24,38 @@ struct Sent {
 impl Sent {
     /// Any rows, cut into chunks anywhere: which chunk a row falls into carries no meaning.
     fn new(choices: &mut Choices, meta: &SnapshotMeta) -> Self {
-        let mut writer = ChunkWriter::new(&encode_meta(meta));
         let mut sent = Sent { rows: Vec::new(), chunks: Vec::new(), counts: vec![0] };
         for _ in 0..choices.below(12) {
             let part = choices.pick(&Part::SENT);
             let mut bytes = || (0..choices.below(5)).map(|_| choices.below(256) as u8).collect::<Vec<u8>>();
-            let (key, value) = (bytes(), bytes());
-            writer.push(part, &key, &value);
-            sent.rows.push((part, key, value));
+            sent.rows.push((part, bytes(), bytes()));
             *sent.counts.last_mut().expect("never empty") += 1;
             if choices.one_in(3) {
-                sent.chunks.push(writer.seal(false));
                 sent.counts.push(0);
             }
         }
-        sent.chunks.push(writer.seal(true));
+        sent.write(meta);
         sent
+    }
+
+    /// Another one, that may differ from this one in a single byte.
+    fn twin(&self, choices: &mut Choices, meta: &SnapshotMeta) -> Self {
+        let mut twin = Sent { rows: self.rows.clone(), chunks: Vec::new(), counts: self.counts.clone() };
+        let place = choices.below(twin.rows.len() as u64 + 1) as usize;
+        if let Some(byte) = twin.rows.get_mut(place).and_then(|(_, _, value)| value.first_mut()) {
+            *byte = byte.wrapping_add(1);
+        }
+        twin.write(meta);
+        twin
+    }
+
+    fn write(&mut self, meta: &SnapshotMeta) {
+        let mut writer = ChunkWriter::new(&encode_meta(meta));
+        let mut rows = self.rows.iter();
+        for (chunk, count) in self.counts.iter().enumerate() {
+            rows.by_ref().take(*count).for_each(|(part, key, value)| writer.push(*part, key, value));
+            self.chunks.push(writer.seal(chunk + 1 == self.counts.len()));
+        }
     }
 
     fn rows_of(&self, chunk: usize) -> &[Row] {
@@ -62,7 +78,9 @@ struct Taken {
 pub(super) fn stream(mut choices: Choices) {
     let at = LogId { leader: LeaderId { term: 1, node: NodeId::new(1) }, index: 7 };
     let meta = SnapshotMeta { last_applied: Some(at), ..SnapshotMeta::default() };
-    let sent = [Sent::new(&mut choices, &meta), Sent::new(&mut choices, &meta)];
+    let first = Sent::new(&mut choices, &meta);
+    let second = if choices.one_in(2) { first.twin(&mut choices, &meta) } else { Sent::new(&mut choices, &meta) };
+    let sent = [first, second];
     let mut stage = Stage::new(StageId(1), meta);
     let mut taken = Taken::default();
     while choices.more() {
