@@ -11,13 +11,17 @@ use bytes::Bytes;
 
 #[cfg(feature = "sim")]
 pub use self::simulate::{Simulated, in_a_simulated_process, run_in_a_simulated_process, simulate};
+use crate::api::builder::Builder;
 use crate::api::cluster::Cluster;
 use crate::error::StartError;
 use crate::rt::worker::{Drive, Driver};
 use crate::storage::disk::DirDisk;
+use crate::storage::journal::{self, JournalDisk};
 use crate::storage::log::Log;
 use crate::storage::{self, Opened};
 use crate::types::{LeaderId, LogEntry, LogId, NodeId, Payload};
+
+pub use crate::storage::journal::Lost;
 
 /// What one node has done since it was opened.
 #[derive(Copy, Clone, Debug, Default)]
@@ -88,4 +92,20 @@ impl LogAlone {
         self.driver.join_blocking();
         Ok(result?)
     }
+}
+
+/// Keeps the node's files in `directory`, and in `journals`, which must be there, a journal of all that is done to them.
+///
+/// # Errors
+/// [`StartError::Io`] if the directory is not there and cannot be made.
+pub fn journaled(builder: Builder, directory: &Path, journals: &Path) -> Result<Builder, StartError> {
+    Ok(builder.disk(Arc::new(JournalDisk::open(directory, journals)?)))
+}
+
+/// Makes of the files of a killed node what a power failure may have left of them; `seed` chooses.
+///
+/// # Errors
+/// The file system's; [`io::ErrorKind::InvalidData`] for a journal that does not fit its file.
+pub fn power_failure(directory: &Path, journals: &Path, seed: u64) -> io::Result<Lost> {
+    journal::power_failure(directory, journals, seed)
 }

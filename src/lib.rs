@@ -61,6 +61,8 @@
 #![cfg_attr(not(test), allow(dead_code))]
 
 mod api;
+#[cfg(any(test, feature = "internals"))]
+mod choices;
 #[cfg(test)]
 mod cluster_tests;
 mod codec;
@@ -68,6 +70,9 @@ mod command;
 mod config;
 mod error;
 mod format;
+#[cfg(any(test, feature = "internals"))]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;

@@ -365,5 +365,5 @@ fn shared_prefix(keys: &KeyRange) -> Bytes {
     keys.start.slice(..shared + usize::from(next))
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod tests;

@@ -31,6 +31,7 @@ const FLOORS: &[(&str, u8)] = &[
     // Whole clusters under test, and doors for the benchmarks: they stand on everything and nothing stands on them.
     ("cluster_tests", 9),
     ("internals", 9),
+    ("fuzz", 9),
     ("recipes", 8),
     ("api", 7),
     ("node", 6),
@@ -44,6 +45,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("command", 1),
     ("config", 1),
     ("rt", 0),
+    ("choices", 0),
     ("error", 0),
     ("types", 0),
 ];

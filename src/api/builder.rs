@@ -63,7 +63,7 @@ impl Builder {
         self
     }
 
-    #[cfg(any(test, feature = "sim"))]
+    #[cfg(any(test, feature = "sim", feature = "internals"))]
     pub(crate) fn disk(mut self, disk: Arc<dyn crate::storage::disk::Disk>) -> Self {
         self.place = Some(Place::Disk(disk));
         self

@@ -45,15 +45,25 @@ pub(crate) fn put_membership(w: &mut Writer, membership: &Membership) {
 
 pub(crate) fn membership(r: &mut Reader) -> Result<Membership, DecodeError> {
     let node = |r: &mut Reader| Ok(NodeId::new(r.fixed_u64("member")?));
-    Ok(Membership {
-        configs: r.list("configs", |r| Ok(r.list("config", node)?.into_iter().collect()))?,
-        nodes: r
-            .list("nodes", |r| {
-                Ok((node(r)?, NodeInfo { name: r.str("member name")?, address: r.str("member address")? }))
-            })?
-            .into_iter()
-            .collect(),
-    })
+    let config = |r: &mut Reader| {
+        let ids = r.list("config", node)?;
+        ascending(&ids, |id| *id)?;
+        Ok(ids.into_iter().collect())
+    };
+    let info = |r: &mut Reader| Ok(NodeInfo { name: r.str("member name")?, address: r.str("member address")? });
+    let configs = r.list("configs", config)?;
+    let nodes = r.list("nodes", |r| Ok((node(r)?, info(r)?)))?;
+    ascending(&nodes, |(id, _)| *id)?;
+    Ok(Membership { configs, nodes: nodes.into_iter().collect() })
+}
+
+/// Members are written in order and once: another order would be a second spelling, and of one that comes twice only one
+/// would be kept.
+fn ascending<T>(members: &[T], id: impl Fn(&T) -> NodeId) -> Result<(), DecodeError> {
+    match members.windows(2).find(|pair| id(&pair[0]) >= id(&pair[1])) {
+        None => Ok(()),
+        Some(pair) => Err(DecodeError::UnknownTag { what: "member out of order", tag: id(&pair[1]).get() }),
+    }
 }
 
 pub(crate) fn put_stored_membership(w: &mut Writer, stored: &StoredMembership) {
@@ -105,4 +115,28 @@ pub(crate) fn names_hash(names: &[String]) -> u64 {
     let mut w = Writer::default();
     w.list(names, |w, name| w.str(name));
     xxhash_rust::xxh3::xxh3_64(w.as_slice())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_out_of_order_or_listed_twice_are_refused() {
+        let written = |config: &[u64], nodes: &[u64]| {
+            let mut w = Writer::default();
+            w.list(&[config], |w, ids| w.list(ids, |w, id| w.fixed_u64(*id)));
+            w.list(nodes, |w, id| {
+                w.fixed_u64(*id);
+                w.str("name");
+                w.str("address");
+            });
+            membership(&mut Reader::new(w.finish()))
+        };
+        assert!(written(&[1, 2, 3], &[1, 2, 3]).is_ok());
+        for wrong in [[1, 3, 2], [1, 2, 2]] {
+            assert!(written(&wrong, &[1, 2, 3]).is_err(), "{wrong:?}");
+            assert!(written(&[1, 2, 3], &wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -109,7 +109,8 @@ pub(crate) fn decode_record(id: RecordId, mut bytes: Bytes) -> Result<Record, De
     Ok(record)
 }
 
-fn checksum(id: RecordId, body: &[u8]) -> u32 {
+/// What stands behind the body of the record `id`.
+pub(crate) fn checksum(id: RecordId, body: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&id.revision.get().to_le_bytes());
     crc.update(&id.ordinal.to_le_bytes());

@@ -259,7 +259,7 @@ impl Reader {
 }
 
 /// What [`Writer::seal`] makes of a body that is there already.
-#[cfg(test)]
+#[cfg(any(test, feature = "internals"))]
 pub(crate) fn seal(body: &[u8]) -> Bytes {
     let mut writer = Writer::sealing(body.len());
     writer.raw(body);

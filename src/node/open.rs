@@ -38,7 +38,7 @@ pub(crate) enum Place {
     /// Nothing survives the process. For examples and tests.
     Memory,
     /// A disk made elsewhere: tests reopen it, or make it fail.
-    #[cfg(any(test, feature = "sim"))]
+    #[cfg(any(test, feature = "sim", feature = "internals"))]
     Disk(Arc<dyn Disk>),
 }
 
@@ -131,7 +131,7 @@ fn place_path(place: &Place) -> PathBuf {
     match place {
         Place::Directory(path) => path.clone(),
         Place::Memory => PathBuf::from("(memory)"),
-        #[cfg(any(test, feature = "sim"))]
+        #[cfg(any(test, feature = "sim", feature = "internals"))]
         Place::Disk(disk) => disk.path().to_owned(),
     }
 }
@@ -141,7 +141,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
     let disk: Arc<dyn Disk> = match place {
         Place::Directory(path) => Arc::new(DirDisk::open(path)?),
         Place::Memory => Arc::new(MemDisk::new()),
-        #[cfg(any(test, feature = "sim"))]
+        #[cfg(any(test, feature = "sim", feature = "internals"))]
         Place::Disk(disk) => disk,
     };
     let path = disk.path().to_owned();

@@ -155,7 +155,7 @@ impl<Op> Mailbox<Op> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "internals"))]
 impl<Op> Mailbox<Op> {
     /// Moves all that has come to the end of `queue`, in place of a driver.
     pub(crate) fn take(&self, queue: &mut VecDeque<Op>) {

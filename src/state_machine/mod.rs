@@ -14,13 +14,13 @@ mod hash;
 mod history;
 pub(crate) mod index;
 mod lease;
-#[cfg(test)]
+#[cfg(any(test, feature = "internals"))]
 pub(crate) mod memory;
 pub(crate) mod read;
 mod short;
 mod state;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod tests;
 mod txn;
 
 use std::ops::{ControlFlow, RangeInclusive};

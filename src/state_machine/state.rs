@@ -169,6 +169,9 @@ impl State {
         }
         let hash = record_hash(id, &stored);
         let record = read::decode(id, stored)?;
+        if record.created == Revision::ZERO || record.created > id.revision {
+            return Err(RowError(format!("record {id:?} was created at {}", record.created)));
+        }
         let old = self.index.newest(&record.key).filter(Version::is_live);
         let prev = old.map(|old| old.id());
         // The sweep removes a superseded record before the one that names it, but only at or below the floor.
@@ -190,24 +193,22 @@ impl State {
     }
 
     fn load_lease(&mut self, key: &[u8], row: Bytes) -> Result<(), RowError> {
-        let hash = row_hash(RowSpace::Lease, key, &row);
         let lease = rows::decode_lease_key(key).map_err(damaged("lease"))?;
-        self.sum = self.sum.wrapping_add(hash);
+        self.sum = self.sum.wrapping_add(row_hash(RowSpace::Lease, key, &row));
         self.leases.insert(lease, rows::decode_lease(row).map_err(damaged("lease"))?);
         Ok(())
     }
 
     fn load_client(&mut self, key: &[u8], row: Bytes) -> Result<(), RowError> {
-        let hash = row_hash(RowSpace::Client, key, &row);
         let client = rows::decode_client_key(key).map_err(damaged("client"))?;
-        self.sum = self.sum.wrapping_add(hash);
+        self.sum = self.sum.wrapping_add(row_hash(RowSpace::Client, key, &row));
         self.clients.insert(client, rows::decode_client(row).map_err(damaged("client"))?);
         Ok(())
     }
 
     fn load_answer(&mut self, key: &[u8], row: Bytes) -> Result<(), RowError> {
-        let hash = row_hash(RowSpace::Answer, key, &row);
         let (client, seq) = rows::decode_answer_key(key).map_err(damaged("answer"))?;
+        let hash = row_hash(RowSpace::Answer, key, &row);
         let low = rows::decode_answer(row).map_err(damaged("answer"))?.low;
         let client = self.clients.record_mut(client);
         let client = client.ok_or_else(|| RowError(format!("answer {seq} of an unknown client")))?;

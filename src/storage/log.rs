@@ -308,7 +308,7 @@ impl Log {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "internals"))]
 impl Log {
     /// What has been enqueued, for an engine that is driven by hand.
     pub(super) fn mailbox(&self) -> &Mailbox<Op> {

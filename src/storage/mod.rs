@@ -8,9 +8,11 @@
 //! through one [`Poison`]: the first error of either file stops both.
 
 pub(crate) mod disk;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "sim", feature = "internals"))]
 pub(crate) mod fault_disk;
 pub(crate) mod identity;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod journal;
 mod leftovers;
 pub(crate) mod log;
 pub(crate) mod log_engine;
@@ -27,8 +29,8 @@ mod state_rows;
 #[cfg(test)]
 mod support;
 mod tail;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod tests;
 pub(crate) mod view;
 
 use std::fmt::Display;

@@ -14,6 +14,7 @@ use super::poison::Poison;
 use super::snapshot::StageId;
 use super::state::{Answer, Applied, FILE, Installed, StageError, StateStore};
 use super::state_engine::{self, StateEngine};
+use super::tests::SMALL_SEGMENT_BYTES;
 use super::view::View;
 use crate::command::{Attach, Command, KeyRange, Op, Proposal, Stamp, Txn};
 use crate::error::{StartError, StorageError};
@@ -47,9 +48,6 @@ pub(crate) fn ask<T: Send + 'static, E: From<StorageError> + Send + 'static>(
     ask(Box::new(move |answer| drop(tell.send(answer))));
     async { told.await.unwrap_or_else(|_| Err(StorageError::new(FILE, "test", "the callback was dropped").into())) }
 }
-
-/// So small that a run of a few dozen entries goes through several segments.
-pub(crate) const SMALL_SEGMENT_BYTES: usize = 40 << 10;
 
 /// Both engines of one node, running on the current runtime.
 pub(crate) struct Node {

@@ -1,8 +1,10 @@
-use std::collections::BTreeMap;
+pub(crate) mod random;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Wake;
 
 use super::*;
+use crate::choices::Choices;
 use crate::command::{ChangeKind, RecordId};
 
 fn rev(revision: u64) -> Revision {
@@ -318,49 +320,38 @@ fn nothing_is_left_of_watches_that_have_ended() {
     assert!(interest.by_key.is_empty() && interest.by_prefix.is_empty() && interest.prefix_lengths.is_empty());
 }
 
-/// A generator of its own, so that a seed names the same run everywhere (Steele, Lea, Flood 2014: "SplitMix").
-struct SplitMix(u64);
+/// Up to four bytes out of those where prefixes are delicate.
+fn any_key(rng: &mut Choices) -> Bytes {
+    let length = rng.below(5);
+    (0..length).map(|_| [0, b'a', b'b', 0xfe, 0xff][rng.below(5) as usize]).collect()
+}
 
-impl SplitMix {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-
-    /// Up to four bytes out of those where prefixes are delicate.
-    fn key(&mut self) -> Bytes {
-        let length = self.below(5);
-        (0..length).map(|_| [0, b'a', b'b', 0xfe, 0xff][self.below(5) as usize]).collect()
-    }
-
-    fn range(&mut self) -> KeyRange {
-        match self.below(5) {
-            0 => KeyRange::single(self.key()),
-            1 => KeyRange::prefix(self.key()),
-            2 => KeyRange { start: self.key(), end: None },
-            _ => KeyRange { start: self.key(), end: Some(self.key()) },
-        }
+fn any_range(rng: &mut Choices) -> KeyRange {
+    match rng.below(5) {
+        0 => KeyRange::single(any_key(rng)),
+        1 => KeyRange::prefix(any_key(rng)),
+        2 => KeyRange { start: any_key(rng), end: None },
+        _ => KeyRange { start: any_key(rng), end: Some(any_key(rng)) },
     }
 }
 
+#[cfg(test)]
 const SEEDS: [u64; 8] = [1, 2, 3, 5, 8, 13, 21, 34];
 
 #[test]
 fn those_found_for_a_key_are_exactly_those_whose_range_holds_it() {
     for seed in SEEDS {
-        let mut rng = SplitMix(seed);
+        let mut rng = Choices::seeded(seed);
         let (mut interest, mut ranges) = (Interest::default(), BTreeMap::new());
         for id in 0..400 {
-            let keys = rng.range();
+            let keys = any_range(&mut rng);
             interest.add(id, &keys);
             ranges.insert(id, keys);
             if rng.below(3) == 0 {
                 let gone = *ranges.keys().nth(rng.below(ranges.len() as u64) as usize).expect("not empty");
                 interest.remove(gone, &ranges.remove(&gone).expect("listed"));
             }
-            let key = rng.key();
+            let key = any_key(&mut rng);
             let mut found = Vec::new();
             interest.each(&key, |id| found.push(id));
             found.sort_unstable();
@@ -384,147 +375,6 @@ fn a_key_is_not_compared_with_ranges_that_lie_elsewhere() {
     // The range "x".."z" of a service shares no more than that service's prefix.
     assert_eq!(listed, [2, 0, 0]);
     assert_eq!(interest.prefix_lengths.keys().copied().collect::<Vec<_>>(), [14]);
-}
-
-/// What a watcher must find, kept as a plain list.
-#[derive(Default)]
-struct Model {
-    /// The keys each revision changed; `None` where a jump hid them.
-    revisions: Vec<Option<Vec<Bytes>>>,
-    kept_after: u64,
-    kept_max: u64,
-}
-
-impl Model {
-    fn revision(&self) -> u64 {
-        self.revisions.len() as u64
-    }
-
-    /// The revisions after `from` up to `to` that concern `keys`, hidden ones included.
-    fn concerning(&self, keys: &KeyRange, from: u64, to: u64) -> Vec<u64> {
-        let concerns = |revision: &u64| {
-            let changed = &self.revisions[*revision as usize - 1];
-            changed.as_ref().is_none_or(|changed| changed.iter().any(|key| keys.contains(key)))
-        };
-        (from + 1..=to.min(self.revision())).filter(concerns).collect()
-    }
-
-    fn publish(&mut self, hub: &WatchHub, rng: &mut SplitMix) {
-        let revision = self.revision() + 1;
-        let keys: Vec<Bytes> = (0..=rng.below(3)).map(|_| rng.key()).collect();
-        let changes: Vec<Change> = keys
-            .iter()
-            .enumerate()
-            .map(|(n, key)| Change { key: key.clone(), ..change(revision, n as u32, "", 1) })
-            .collect();
-        hub.publish([changes].into_iter());
-        self.revisions.push(Some(keys));
-        self.kept_after = self.kept_after.max(revision.saturating_sub(self.kept_max));
-    }
-
-    fn jump(&mut self, hub: &WatchHub, by: u64) {
-        let to = self.revision() + by;
-        hub.jump(rev(to));
-        self.revisions.resize_with(to as usize, || None);
-        self.kept_after = to;
-    }
-}
-
-/// One watcher of the model test.
-struct Checked {
-    ear: Ear,
-    keys: KeyRange,
-    /// Its last look left it waiting; so it has seen everything up to here.
-    waiting_at: Option<u64>,
-}
-
-impl Checked {
-    fn check(&mut self, model: &Model, seen: &mut Marks, context: &str) {
-        let place = self.ear.place.get();
-        let woken = self.ear.bell.rung() > 0;
-        if let Some(at) = self.waiting_at {
-            let stirred = !model.concerning(&self.keys, place.max(at), model.revision()).is_empty();
-            // Whoever waits for the future may be woken early.
-            let early = place > at;
-            assert!(early || woken == stirred, "woken wrongly, {context}");
-        }
-        let settled = self.ear.watch.settled(self.ear.place).get();
-        assert_eq!(model.concerning(&self.keys, place, settled), Vec::<u64>::new(), "settled at {settled}, {context}");
-        match self.ear.poll() {
-            Poll::Pending => {
-                assert_eq!(model.concerning(&self.keys, place, model.revision()), Vec::<u64>::new(), "{context}");
-                self.waiting_at = Some(model.revision());
-                seen.pending += 1;
-            }
-            Poll::Ready(Next::Batches(found, to)) => {
-                let found: Vec<u64> = found.iter().map(|batch| batch.revision.get()).collect();
-                assert_eq!(found, model.concerning(&self.keys, place, to.get()), "to {to}, {context}");
-                self.waiting_at = None;
-                seen.found += found.len();
-            }
-            Poll::Ready(Next::Behind(at)) => {
-                assert!(at.get() < model.kept_after, "at {at}, kept after {}, {context}", model.kept_after);
-                assert_eq!(model.concerning(&self.keys, place, at.get()), Vec::<u64>::new(), "at {at}, {context}");
-                if self.waiting_at.take().is_some() {
-                    let lost = model.concerning(&self.keys, at.get(), model.kept_after);
-                    assert!(!lost.is_empty(), "behind for nothing, {context}");
-                    seen.behind_after_waiting += 1;
-                }
-                self.ear.place = rev(model.revision());
-                seen.behind += 1;
-            }
-            Poll::Ready(other) => panic!("{other:?}, {context}"),
-        }
-    }
-}
-
-/// A test that never meets a case proves nothing about it.
-#[derive(Debug, Default)]
-struct Marks {
-    pending: usize,
-    found: usize,
-    behind: usize,
-    behind_after_waiting: usize,
-    in_future: usize,
-}
-
-#[test]
-fn under_random_histories_every_watcher_finds_what_a_plain_list_says() {
-    let mut marks = Marks::default();
-    for seed in SEEDS {
-        let mut rng = SplitMix(seed);
-        let kept_max = 1 + rng.below(40);
-        let hub = WatchHub::new(rev(0), kept_max as usize);
-        let mut model = Model { kept_max, ..Model::default() };
-        let mut watchers: Vec<Checked> = Vec::new();
-        for step in 0..3000 {
-            let context = format!("seed {seed}, step {step}");
-            match rng.below(20) {
-                0 => {
-                    let keys = rng.range();
-                    // Mostly from now, sometimes from the past or the future.
-                    let place = match rng.below(4) {
-                        0 => rng.below(model.revision() + 1),
-                        1 => model.revision() + rng.below(30),
-                        _ => model.revision(),
-                    };
-                    marks.in_future += usize::from(place > model.revision());
-                    watchers.push(Checked { ear: Ear::new(&hub, keys.clone(), place), keys, waiting_at: None });
-                }
-                1 if watchers.len() > 20 => drop(watchers.swap_remove(rng.below(20) as usize)),
-                2 if rng.below(5) == 0 => model.jump(&hub, 1 + rng.below(20)),
-                3..=11 => model.publish(&hub, &mut rng),
-                _ => {
-                    let count = watchers.len() as u64;
-                    if let Some(watcher) = watchers.get_mut(rng.below(count.max(1)) as usize) {
-                        watcher.check(&model, &mut marks, &context);
-                    }
-                }
-            }
-        }
-    }
-    let Marks { pending, found, behind, behind_after_waiting, in_future } = marks;
-    assert!([pending, found, behind, behind_after_waiting, in_future].iter().all(|n| *n > 50), "{marks:?}");
 }
 
 /// How long one publish takes with many watchers elsewhere: `cargo test --release publishing -- --ignored --nocapture`.

@@ -1,7 +1,9 @@
 //! Rules of the floor, the sweep and the hash.
 
+use super::super::RowSpace;
 use super::*;
 use crate::command::{RecordId, Refusal};
+use crate::format::record::{Record, decode_record, encode_record};
 
 /// Keys, deletes, leases and a client: something of everything.
 fn busy() -> Machine {
@@ -150,6 +152,26 @@ fn damage_is_an_error_that_names_the_record() {
         rotten.records.insert(id, stored.into());
         let error = State::load(&rotten).unwrap_err().to_string();
         assert!(error.contains(&format!("{id:?}")) && error.contains("checksum"), "{error}");
+    }
+}
+
+#[test]
+fn sound_rows_that_no_state_has_are_an_error_and_not_a_panic() {
+    let mut m = busy();
+    m.state.save(&mut m.rows).unwrap();
+    for space in [RowSpace::Lease, RowSpace::Client, RowSpace::Answer] {
+        let mut foreign = m.rows.clone();
+        foreign.rows.insert((space, vec![0; 100]), Bytes::from_static(b"row"));
+        let error = State::load(&foreign).expect_err("a key of a hundred bytes").to_string();
+        assert!(error.contains("key"), "{error}");
+    }
+    for created in [rev(0), m.revision().next()] {
+        let mut foreign = m.rows.clone();
+        let (id, stored) = foreign.records.pop_last().unwrap();
+        let record = Record { created, ..decode_record(id, stored).unwrap() };
+        foreign.records.insert(id, encode_record(id, &record).into());
+        let error = State::load(&foreign).expect_err("created at no time or later").to_string();
+        assert!(error.contains(&format!("{id:?} was created at {created}")), "{error}");
     }
 }
 

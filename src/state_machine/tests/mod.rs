@@ -1,11 +1,16 @@
 //! What the tests share: a machine on rows in memory, short ways to say commands, and the invariants of the state.
 
+#[cfg(test)]
 mod clients;
+#[cfg(test)]
 mod history;
+#[cfg(test)]
 mod leases;
 mod model;
-mod random;
+pub(crate) mod random;
+#[cfg(test)]
 mod reads;
+#[cfg(test)]
 mod txns;
 
 use bytes::Bytes;

@@ -7,17 +7,25 @@ use super::super::read::{self, ReadError};
 use super::super::state::RECORD_OVERHEAD_BYTES;
 use super::model::{Event, Model, Outcome};
 use super::*;
+use crate::choices::Choices;
 use crate::command::{Refusal, Resolution};
 use crate::format::command::{decode_proposal, decode_response, encode_proposal, encode_response};
 
+#[cfg(test)]
 const SEEDS: std::ops::Range<u64> = 0..200;
+/// Most commands of one run: the model goes through everything that ever happened.
 const STEPS: usize = 120;
+
+/// Runs commands of these choices, as many as there are choices for; panics where the three differ.
+pub(crate) fn run(name: &str, choices: Choices, marks: &mut Marks) {
+    Run::new(name, choices).run(marks);
+}
 
 #[test]
 fn random_commands_come_to_the_same_however_they_are_batched_restarted_restored_or_swept() {
     let mut marks = Marks::default();
     for seed in SEEDS {
-        Run::new(seed).run(&mut marks);
+        run(&format!("seed {seed}"), Choices::seeded(seed), &mut marks);
     }
     for mark in EXPECTED_MARKS {
         assert!(marks.contains_key(mark), "no run came to: {mark} (marks: {marks:?})");
@@ -25,8 +33,9 @@ fn random_commands_come_to_the_same_however_they_are_batched_restarted_restored_
 }
 
 /// What has happened at least once over all seeds. A test that never meets a double proves nothing about doubles.
-type Marks = BTreeMap<&'static str, u64>;
+pub(crate) type Marks = BTreeMap<&'static str, u64>;
 
+#[cfg(test)]
 const EXPECTED_MARKS: [&str; 20] = [
     "answer repeated",
     "answer repeated without results",
@@ -50,34 +59,9 @@ const EXPECTED_MARKS: [&str; 20] = [
     "version refused",
 ];
 
-/// SplitMix64: small, and the same for ever.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize].clone()
-    }
-}
-
 struct Run {
-    seed: u64,
-    rng: Rng,
+    name: String,
+    rng: Choices,
     model: Model,
     straight: Machine,
     churned: Machine,
@@ -87,15 +71,18 @@ struct Run {
 }
 
 impl Run {
-    fn new(seed: u64) -> Self {
+    fn new(name: &str, rng: Choices) -> Self {
         let (model, straight, churned) = (Model::default(), Machine::new(), Machine::new());
         let (committed, log) = Default::default();
-        Run { seed, rng: Rng(seed), model, straight, churned, committed, log }
+        Run { name: name.to_owned(), rng, model, straight, churned, committed, log }
     }
 
     fn run(mut self, marks: &mut Marks) {
         for step in 0..STEPS {
-            let context = format!("seed {} step {step}", self.seed);
+            if !self.rng.more() {
+                break;
+            }
+            let context = format!("{} step {step}", self.name);
             self.step(&context, marks);
             self.churn(&context, marks);
             self.compare_counters(&context);
@@ -109,11 +96,11 @@ impl Run {
         }
         self.straight.sweep_all();
         self.churned.sweep_all();
-        self.compare_counters(&format!("seed {} swept", self.seed));
+        self.compare_counters(&format!("{} swept", self.name));
         self.straight.check("the end");
         self.churned.check("the end");
-        assert_eq!(self.straight.rows.records, self.churned.rows.records, "seed {}", self.seed);
-        assert_eq!(self.straight.rows.snapshot(), self.churned.rows.snapshot(), "seed {}", self.seed);
+        assert_eq!(self.straight.rows.records, self.churned.rows.records, "{}", self.name);
+        assert_eq!(self.straight.rows.snapshot(), self.churned.rows.snapshot(), "{}", self.name);
     }
 
     fn step(&mut self, context: &str, marks: &mut Marks) {

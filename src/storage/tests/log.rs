@@ -8,7 +8,7 @@ use crate::error::StorageError;
 use crate::format::log_items::entry_bytes;
 use crate::rt::worker::Drive;
 use crate::storage::disk::{DirDisk, Disk, File, MemDisk};
-use crate::storage::fault_disk::{IoKind, SplitMix};
+use crate::storage::fault_disk::IoKind;
 use crate::storage::identity::Promise;
 use crate::storage::log_engine::{GROUP_OPS_MAX, LAZY_MAX};
 use crate::types::ClusterId;
@@ -290,86 +290,6 @@ fn entries_of_every_size_come_back() {
     disk.power_loss(crate::storage::fault_disk::PowerLoss::DropAll);
     let contents = Rig::open(&disk).unwrap().contents();
     assert_eq!((contents.entries.len(), contents.entries[&4].clone()), (5, entry(2, 4)));
-}
-
-/// One seed of the model test: random requests against log and model, read and reopened in between.
-fn against_the_model(seed: u64) {
-    let mut rng = SplitMix(seed);
-    let disk = FaultDisk::new(seed);
-    let mut rig = Rig::open(&disk).unwrap();
-    let (mut model, mut term) = (Contents::default(), 1);
-    for round in 0..150 {
-        rig.log().limit_tail(rng.below(2000) as usize);
-        match rng.below(16) {
-            0..=4 => {
-                let entries: Vec<_> = (model.next()..model.next() + rng.below(5))
-                    .map(|index| sized_entry(term, index, rng.below(300) as usize))
-                    .collect();
-                model.append(entries.clone());
-                let done = rig.done();
-                rig.log().append(entries, done);
-            }
-            5 => {
-                let floor = model.purged.max(model.committed).map_or(0, |kept| kept.index + 1);
-                let from = floor + rng.below((model.next() + 2).saturating_sub(floor).max(1));
-                let keep = from
-                    .checked_sub(1)
-                    .map(|index| model.entries.get(&index).map_or(log_id(term, index), |e| e.log_id));
-                let keep = keep.map(|keep| {
-                    if Some(keep.index) == model.purged.map(|p| p.index) { model.purged.unwrap() } else { keep }
-                });
-                model.truncate(keep);
-                rig.log().truncate_after(keep);
-                term += 1;
-            }
-            6 => {
-                let ahead = if rng.below(8) == 0 { 20 } else { 0 };
-                let Some(committed) = model.committed else { continue };
-                let index = committed.index.saturating_sub(rng.below(6)) + ahead;
-                let upto = model.entries.get(&index).map_or(log_id(term, index), |entry| entry.log_id);
-                if model.purged.is_some_and(|purged| purged.index >= index) {
-                    continue;
-                }
-                model.purge(upto);
-                rig.log().purge(upto);
-            }
-            7 => {
-                model.vote = Some(vote(rng.below(100)));
-                rig.vote(model.vote.unwrap().leader.term);
-            }
-            8 | 9 => {
-                model.committed = model.last().max(model.committed);
-                rig.log().save_committed(model.committed);
-            }
-            10 | 11 => rig.log().applied(rng.below(model.next() + 1)),
-            12..=14 => drop(rig.step()),
-            _ => {
-                rig.settle();
-                if rng.below(2) == 0 {
-                    disk.power_loss(crate::storage::fault_disk::PowerLoss::DropAll);
-                } else {
-                    let done = rig.done();
-                    rig.log().close(done);
-                    rig.settle();
-                }
-                drop(rig);
-                rig = Rig::open(&disk).unwrap();
-            }
-        }
-        assert_eq!(rig.contents(), model, "seed {seed}, round {round}");
-        let (start, len) = (rng.below(model.next() + 3), rng.below(20));
-        let bytes_max = rng.below(3000) as usize;
-        let read = rig.log().entries(start..start + len, bytes_max).unwrap();
-        let mut budget = crate::storage::tail::Budget::new(bytes_max);
-        let expected = model.entries.range(start..start + len).map(|(_, entry)| entry.clone());
-        let expected: Vec<_> = expected.take_while(|entry| budget.admits(entry_bytes(entry))).collect();
-        assert_eq!(read, expected, "seed {seed}, round {round}, {start} + {len}, {bytes_max} bytes");
-    }
-}
-
-#[test]
-fn the_log_is_what_the_same_requests_make_of_a_map() {
-    (0..12).for_each(against_the_model);
 }
 
 /// Appends and reads from several threads while the engine runs on its own; answers how many syncs it took, if the disk

@@ -1,13 +1,22 @@
 //! Tests of the files as a whole: the log against a model, against crashes at every operation, and the opening.
 
+#[cfg(test)]
 mod crash;
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
 mod hooked;
+#[cfg(test)]
 mod log;
+#[cfg(test)]
 mod open;
+#[cfg(test)]
 mod pair;
+pub(crate) mod random;
+#[cfg(test)]
 mod reads;
 mod script;
+#[cfg(test)]
 mod segments;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,11 +27,13 @@ use bytes::Bytes;
 use super::fault_disk::FaultDisk;
 use super::log::{Log, Op};
 use super::log_engine::LogEngine;
-use super::support::SMALL_SEGMENT_BYTES;
 use super::{Done, Opened};
 use crate::error::{StartError, StorageError};
 use crate::rt::worker::{Engine, Step};
 use crate::types::{LeaderId, LogEntry, LogId, NodeId, Payload, Vote};
+
+/// So small that a run of a few dozen entries goes through several segments.
+pub(crate) const SMALL_SEGMENT_BYTES: usize = 40 << 10;
 
 /// Which requests were answered, in the order of the answers.
 type Answers = Arc<Mutex<Vec<(usize, Result<(), StorageError>)>>>;

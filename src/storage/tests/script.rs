@@ -27,58 +27,94 @@ impl Run {
             assert_eq!(opened.identity.node, node, "{when}: the node came back as another");
         }
         let found = Contents::of(&opened.log);
-        let allowed = &self.states[self.answered()..];
+        self.check_found(&found, when);
+        found
+    }
+
+    /// Checks that the log is one of those that the requests made, and no older than what was answered.
+    pub(super) fn check_found(&self, found: &Contents, when: &str) {
         assert!(
-            allowed.contains(&found),
+            self.states[self.answered()..].contains(found),
             "{when}: request {} of {} was answered, but found is the log after {:?}: {found:#?}",
             self.answered(),
             self.states.len() - 1,
-            self.states.iter().rposition(|state| *state == found),
+            self.states.iter().rposition(|state| state == found),
         );
-        found
     }
 }
 
 /// A rig that knows after each request what the log has to be.
-struct Script {
-    rig: Rig,
+pub(super) struct Script {
+    pub(super) rig: Rig,
     states: Vec<Contents>,
     answers: Arc<Mutex<Vec<(usize, bool)>>>,
 }
 
 impl Script {
+    /// Goes on with a log that is as `found` says.
+    pub(super) fn new(rig: Rig, found: Contents) -> Self {
+        Script { rig, states: vec![found], answers: Arc::default() }
+    }
+
+    /// What the log has to be.
+    pub(super) fn state(&self) -> &Contents {
+        self.states.last().expect("it begins with what was found")
+    }
+
+    /// Drops the rig, with whatever is still queued, which is answered by that.
+    pub(super) fn end(self) -> Run {
+        let Script { rig, states, answers } = self;
+        let node = Some(rig.opened.identity.node);
+        drop(rig);
+        let answers = std::mem::take(&mut *answers.lock().unwrap());
+        Run { node, states, answers }
+    }
+
     fn now(&mut self, change: impl FnOnce(&mut Contents)) -> Done {
-        let mut state = self.states.last().expect("it begins with the empty log").clone();
+        let mut state = self.state().clone();
         change(&mut state);
         self.states.push(state);
         let (number, answers) = (self.states.len() - 1, self.answers.clone());
         Box::new(move |result| answers.lock().unwrap().push((number, result.is_ok())))
     }
 
-    fn vote(&mut self, term: u64) {
+    pub(super) fn vote(&mut self, term: u64) {
         let done = self.now(|state| state.vote = Some(vote(term)));
         self.rig.log().save_vote(vote(term), done);
     }
 
     fn append(&mut self, range: std::ops::Range<u64>, term: u64, bytes: usize) {
-        let entries: Vec<_> = range.map(|index| sized_entry(term, index, bytes)).collect();
+        self.append_entries(range.map(|index| sized_entry(term, index, bytes)).collect());
+    }
+
+    pub(super) fn append_entries(&mut self, entries: Vec<LogEntry>) {
         let done = self.now(|state| state.append(entries.clone()));
         self.rig.log().append(entries, done);
     }
 
     fn truncate(&mut self, keep: LogId) {
-        drop(self.now(|state| state.truncate(Some(keep))));
-        self.rig.log().truncate_after(Some(keep));
+        self.truncate_after(Some(keep));
     }
 
-    fn purge(&mut self, upto: LogId) {
+    pub(super) fn truncate_after(&mut self, keep: Option<LogId>) {
+        drop(self.now(|state| state.truncate(keep)));
+        self.rig.log().truncate_after(keep);
+    }
+
+    pub(super) fn purge(&mut self, upto: LogId) {
         drop(self.now(|state| state.purge(upto)));
         self.rig.log().purge(upto);
     }
 
-    fn committed(&mut self, at: LogId) {
+    pub(super) fn committed(&mut self, at: LogId) {
         drop(self.now(|state| state.committed = Some(at)));
         self.rig.log().save_committed(Some(at));
+    }
+
+    pub(super) fn close(&mut self) {
+        let done = self.now(|_| ());
+        self.rig.log().close(done);
+        self.rig.settle();
     }
 }
 
@@ -87,8 +123,7 @@ pub(super) fn run(disk: &FaultDisk) -> Run {
     let Ok(rig) = Rig::open(disk) else {
         return Run { node: None, states: vec![Contents::default()], answers: Vec::new() };
     };
-    let node = Some(rig.opened.identity.node);
-    let mut s = Script { rig, states: vec![Contents::default()], answers: Arc::default() };
+    let mut s = Script::new(rig, Contents::default());
     s.vote(1);
     s.append(0..3, 1, 0);
     s.rig.step();
@@ -123,12 +158,6 @@ pub(super) fn run(disk: &FaultDisk) -> Run {
         s.rig.settle();
     }
     s.append(52..53, 5, 0);
-    let done = s.now(|_| ());
-    s.rig.log().close(done);
-    s.rig.settle();
-    // Whatever is still queued is dropped here, and answered by that.
-    let Script { rig, states, answers } = s;
-    drop(rig);
-    let answers = std::mem::take(&mut *answers.lock().unwrap());
-    Run { node, states, answers }
+    s.close();
+    s.end()
 }
