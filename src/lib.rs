@@ -83,6 +83,7 @@ mod watch_hub;
 
 pub use crate::api::builder::Builder;
 pub use crate::api::cluster::{Cluster, Health, Outcome, Status};
+pub use crate::api::key::{Key, Leading};
 pub use crate::api::keys::{Keys, prefix};
 pub use crate::api::kv::{
     Cas, Delete, Deleted, Entries, Entry, Get, RANGE_ENTRIES_MAX, Range, Replaced, Set, SetIf, SetPrev, Written,
@@ -92,7 +93,7 @@ pub use crate::api::txn::{Condition, Operation, Transaction, TxnOutcome, When, l
 pub use crate::api::watch::{Batch, BatchKind, Cause, Event, Watch, WatchBuilder};
 pub use crate::codec::{Json, Raw, Value};
 pub use crate::config::{Runtime, Timing};
-pub use crate::error::{Error, FormationError, Obstacle, StartError};
+pub use crate::error::{Error, FormationError, KeyError, Obstacle, StartError};
 pub use crate::node::Formation;
 pub use crate::recipes::lock::{Claimant, LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};

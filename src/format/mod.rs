@@ -10,6 +10,7 @@ pub(crate) mod identity;
 pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod message;
+pub(crate) mod ordered;
 pub(crate) mod parts;
 pub(crate) mod record;
 pub(crate) mod rows;
