@@ -179,15 +179,27 @@ pub enum Error {
         /// The oldest revision that can still be asked for.
         oldest: Revision,
     },
-    /// The stored value is not what the caller reads it as. Read it with the type and codec it was written with.
+    /// The stored value is not what the caller reads it as. Read it with the type and codec it was written with; if it is of
+    /// another schema version, declare an upgrade from that, or start the newer release.
     #[error("the value at {key:?} {problem} (codec {codec}, schema version {version})")]
     Codec {
-        /// The key.
+        /// The key, behind the name of its table if that has one: `services:web`.
         key: String,
         /// The codec byte found, or the codec the value was to be written with.
         codec: u8,
         /// The schema version found.
         version: u32,
+        /// What does not fit.
+        problem: String,
+    },
+    /// A stored key is not one of its table's type: the table is also written with another one. Give each type a table of
+    /// its own name.
+    #[error("the key {key:?} of table {table:?} cannot be read: it {problem}")]
+    Key {
+        /// The table's name.
+        table: String,
+        /// The key's bytes, as far as they can be shown.
+        key: String,
         /// What does not fit.
         problem: String,
     },
@@ -208,6 +220,20 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+}
+
+/// Why some bytes are not a key. See [`Key::decode`](crate::Key::decode).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct KeyError {
+    problem: String,
+}
+
+impl KeyError {
+    /// What does not fit, said of the bytes: "has 3 bytes where 4 are needed".
+    pub fn new(problem: impl Into<String>) -> Self {
+        KeyError { problem: problem.into() }
+    }
 }
 
 /// What kept an operation from being carried out.

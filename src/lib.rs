@@ -47,6 +47,12 @@
 //! it. A *lease* is a time to live with keys attached; a [`Session`] is a lease that renews itself. A *member* is one data
 //! directory, for life; its *name* is what people call it.
 //!
+//! # Tables
+//!
+//! The verbs of [`Cluster`] take text as keys and any type of value, chosen call by call. A [`Table`] is a constant that fixes
+//! both, with the codec and the schema version, and has the same verbs: `cluster.table(SERVICES).get(("web", 1))`. Its keys are
+//! text, bytes, integers or tuples, and its ranges are in their order.
+//!
 //! # Operations
 //!
 //! An operation is described by a builder (`cluster.set("k", &v).ttl(d).if_absent()`) and carried out when that is awaited, on
@@ -90,22 +96,25 @@ mod watch_hub;
 
 pub use crate::api::builder::Builder;
 pub use crate::api::cluster::{Cluster, Health, Outcome, Status};
-pub use crate::api::keys::{Keys, prefix};
-pub use crate::api::kv::{
-    Cas, Delete, Deleted, Entries, Entry, Get, RANGE_ENTRIES_MAX, Range, Replaced, Set, SetIf, SetPrev, Written,
-};
+pub use crate::api::key::{Key, Leading};
+pub use crate::api::keys::{Keys, leading, prefix};
+pub use crate::api::kv::{Cas, Delete, Deleted, Entry, Get, Replaced, Set, SetIf, SetPrev, Written};
+pub use crate::api::range::{Count, Entries, RANGE_ENTRIES_MAX, Range, Scan};
 pub use crate::api::session::{Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_TTL_MIN, Session};
-pub use crate::api::txn::{Condition, Operation, Transaction, TxnOutcome, When, list, put, read, remove, when};
+pub use crate::api::table::{Map, Table};
+pub use crate::api::txn::{
+    Condition, Operation, TableWhen, Transaction, TxnOutcome, When, list, put, read, remove, when,
+};
 pub use crate::api::watch::{Batch, BatchKind, Cause, Event, Watch, WatchBuilder};
-pub use crate::codec::{Json, Raw, Value};
+pub use crate::codec::{Bincode, Codec, Json, Raw, Upgrade, Value, upgrade, upgrade_with};
 pub use crate::config::{Runtime, Timing};
-pub use crate::error::{Error, FormationError, Obstacle, StartError};
+pub use crate::error::{Error, FormationError, KeyError, Obstacle, StartError};
 pub use crate::node::Formation;
 pub use crate::recipes::lock::{Claimant, LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
 pub use crate::types::{
-    ClientId, ClusterId, Fence, KEY_BYTES_MAX, LeaseId, Member, NodeId, Peer, Revision, TTL_MAX, TTL_MIN, TXN_OPS_MAX,
-    Ticket, VALUE_BYTES_MAX, WRITE_BYTES_MAX,
+    ClientId, ClusterId, Fence, KEY_BYTES_MAX, LeaseId, Member, NodeId, Peer, Revision, TABLE_NAME_BYTES_MAX, TTL_MAX,
+    TTL_MIN, TXN_OPS_MAX, Ticket, VALUE_BYTES_MAX, WRITE_BYTES_MAX,
 };
 
 /// The README's blocks compile.

@@ -281,6 +281,8 @@ impl fmt::Display for Peer {
 
 /// Longest key, table name included, in bytes.
 pub const KEY_BYTES_MAX: usize = 4 * 1024;
+/// Longest name of a table, in bytes.
+pub const TABLE_NAME_BYTES_MAX: usize = 256;
 /// Largest value, header included, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
 /// Largest transaction (all its keys and values, those of its conditions too), in bytes.

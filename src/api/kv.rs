@@ -1,31 +1,24 @@
 //! Getting, setting and deleting keys.
 
 use std::future::IntoFuture;
-use std::marker::PhantomData;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::cluster::Cluster;
-use super::keys::{Keys, shown, stored_key};
+use super::keys::{Keys, named, stored_key};
+use super::layout;
+use super::read::{Reading, read_error, reading, view_at_least};
 use super::session::Session;
-use crate::codec::{self, Value};
+use crate::codec::{Format, Value};
 use crate::command::{
     Attach, Command, Compare, KeyRange, KeyValue, Op, OpResult, Order, Refusal, Response, Test, Txn, TxnResponse,
 };
-use crate::error::{Error, Obstacle};
-use crate::node::Node;
-use crate::rt;
-use crate::state_machine::read::ReadError;
-use crate::storage::view::View;
+use crate::error::Error;
 use crate::types::{LeaseId, Revision};
 use crate::types::{TTL_MAX, TTL_MIN};
-
-/// Most entries one [`Cluster::range`] returns unless it sets a smaller limit.
-pub const RANGE_ENTRIES_MAX: u32 = 10_000;
 
 /// A stored value and where it stands in the history. Derefs to the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,10 +45,10 @@ impl<V> Deref for Entry<V> {
     }
 }
 
-impl<V: Value> Entry<V> {
-    pub(crate) fn decode(kv: &KeyValue) -> Result<Self, Error> {
+impl<V: 'static> Entry<V> {
+    pub(crate) fn read(kv: &KeyValue, format: &Format<V>) -> Result<Self, Error> {
         Ok(Entry {
-            value: codec::decode(&shown(&kv.key), &kv.value)?,
+            value: format.decode(|| named(&kv.key), &kv.value)?,
             created: kv.created,
             modified: kv.modified,
             version: kv.version,
@@ -109,104 +102,24 @@ pub struct Deleted {
     pub revision: Revision,
 }
 
-/// Which moment a read shows.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Moment {
-    Linearizable,
-    Stale,
-    AtLeast(Revision),
-}
-
-/// What reads have in common.
-#[derive(Clone, Debug)]
-struct Reading {
-    cluster: Cluster,
-    moment: Moment,
-    timeout: Duration,
-}
-
-impl Reading {
-    fn new(cluster: &Cluster) -> Self {
-        Reading { cluster: cluster.clone(), moment: Moment::Linearizable, timeout: cluster.node().settings().timeout }
-    }
-
-    /// Runs `read` on a view of the wanted moment.
-    async fn run<T: Send + 'static>(
-        self,
-        read: impl Fn(&View) -> Result<T, ReadError> + Send + 'static,
-    ) -> Result<T, Error> {
-        let Reading { cluster, moment, timeout } = self;
-        cluster.node().check_open()?;
-        let view = match moment {
-            Moment::Stale => cluster.node().state().view(),
-            Moment::AtLeast(revision) => cluster.on_node(move |node| view_at_least(node, revision, timeout)).await?,
-            Moment::Linearizable => {
-                cluster.on_node(move |node| async move { node.linearizable_view(timeout).await }).await?
-            }
-        };
-        read(&view).map_err(|error| read_error(error, view.revision))
-    }
-}
-
-async fn view_at_least(node: Arc<Node>, revision: Revision, timeout: Duration) -> Result<Arc<View>, Error> {
-    let started = rt::Instant::now();
-    let deadline = started + timeout;
-    loop {
-        node.check_open()?;
-        let view = node.state().view();
-        if view.revision >= revision {
-            return Ok(view);
-        }
-        if rt::timeout_at(deadline, node.wait_revision(revision)).await.is_err() {
-            return Err(Error::NotApplied { why: Obstacle::Timeout, waited: started.elapsed() });
-        }
-    }
-}
-
-pub(crate) fn read_error(error: ReadError, requested: Revision) -> Error {
-    match error {
-        ReadError::Compacted { oldest } => Error::Compacted { requested, oldest },
-        ReadError::Row(error) => Error::Stopped { reason: format!("the state cannot be read: {error}") },
-    }
-}
-
-/// Declares the methods all reads share.
-macro_rules! reading {
-    () => {
-        /// Reads what this node has applied, without asking anybody. May be behind by as much as this node is.
-        pub fn stale(mut self) -> Self {
-            self.reading.moment = Moment::Stale;
-            self
-        }
-
-        /// Reads what this node has applied once that is at least `revision`: sees one's own writes without a round trip.
-        pub fn at_least(mut self, revision: Revision) -> Self {
-            self.reading.moment = Moment::AtLeast(revision);
-            self
-        }
-
-        /// Gives up after `timeout` instead of the default.
-        pub fn timeout(mut self, timeout: Duration) -> Self {
-            self.reading.timeout = timeout;
-            self
-        }
-    };
-}
-
 /// A read of one key. See [`Cluster::get`].
 #[must_use = "an operation does nothing until it is awaited"]
 #[derive(Debug)]
-pub struct Get<V> {
+pub struct Get<V: 'static> {
     reading: Reading,
     key: Result<Bytes, Error>,
-    value: PhantomData<fn() -> V>,
+    format: Format<V>,
 }
 
 impl<V> Get<V> {
     reading!();
+
+    pub(crate) fn new(cluster: &Cluster, key: Result<Bytes, Error>, format: Format<V>) -> Self {
+        Get { reading: Reading::new(cluster), key, format }
+    }
 }
 
-impl<V: Value + Send + 'static> IntoFuture for Get<V> {
+impl<V: Send + 'static> IntoFuture for Get<V> {
     type Output = Result<Option<Entry<V>>, Error>;
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
@@ -214,73 +127,7 @@ impl<V: Value + Send + 'static> IntoFuture for Get<V> {
         Box::pin(async move {
             let key = self.key?;
             let found = self.reading.run(move |view| view.get(&key)).await?;
-            found.as_ref().map(Entry::decode).transpose()
-        })
-    }
-}
-
-/// A read of several keys at one moment. See [`Cluster::range`].
-#[must_use = "an operation does nothing until it is awaited"]
-#[derive(Debug)]
-pub struct Range<V> {
-    reading: Reading,
-    keys: Result<KeyRange, Error>,
-    limit: u32,
-    reverse: bool,
-    value: PhantomData<fn() -> V>,
-}
-
-impl<V> Range<V> {
-    reading!();
-
-    /// Returns at most `limit` entries, at most [`RANGE_ENTRIES_MAX`](crate::RANGE_ENTRIES_MAX).
-    pub fn limit(mut self, limit: u32) -> Self {
-        self.limit = limit.min(RANGE_ENTRIES_MAX);
-        self
-    }
-
-    /// Starts at the last key and goes down.
-    pub fn reverse(mut self) -> Self {
-        self.reverse = true;
-        self
-    }
-}
-
-/// Several entries of one moment, in key order. Derefs to the list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Entries<V> {
-    /// Keys and entries.
-    pub entries: Vec<(String, Entry<V>)>,
-    /// Whether the range holds more than the limit let through.
-    pub more: bool,
-}
-
-impl<V> Deref for Entries<V> {
-    type Target = Vec<(String, Entry<V>)>;
-    fn deref(&self) -> &Self::Target {
-        &self.entries
-    }
-}
-
-impl<V> IntoIterator for Entries<V> {
-    type Item = (String, Entry<V>);
-    type IntoIter = std::vec::IntoIter<Self::Item>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.entries.into_iter()
-    }
-}
-
-impl<V: Value + Send + 'static> IntoFuture for Range<V> {
-    type Output = Result<Entries<V>, Error>;
-    type IntoFuture = BoxFuture<'static, Self::Output>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let (keys, limit, reverse) = (self.keys?, self.limit, self.reverse);
-            let (found, more) = self.reading.run(move |view| view.range(&keys, limit as usize, reverse)).await?;
-            let entry = |kv: &KeyValue| Ok((shown(&kv.key), Entry::decode(kv)?));
-            Ok(Entries { entries: found.iter().map(entry).collect::<Result<_, Error>>()?, more })
+            found.map(|stored| Entry::read(&stored, &self.format)).transpose()
         })
     }
 }
@@ -289,16 +136,15 @@ impl<V: Value + Send + 'static> IntoFuture for Range<V> {
 #[derive(Debug)]
 struct Writing {
     cluster: Cluster,
-    key: String,
-    value: Result<Bytes, Error>,
+    /// In stored form.
+    key_value: Result<(Bytes, Bytes), Error>,
     attach: Result<Attach, Error>,
     timeout: Duration,
 }
 
 impl Writing {
     fn put(&self, prev: bool) -> Result<(Bytes, Op), Error> {
-        let key = stored_key(&self.key)?;
-        let (value, lease) = (self.value.clone()?, self.attach.clone()?);
+        let ((key, value), lease) = (self.key_value.clone()?, self.attach.clone()?);
         Ok((key.clone(), Op::Put { key, value, lease, prev }))
     }
 }
@@ -348,13 +194,29 @@ pub(crate) fn ttl_ms(ttl: Duration) -> Result<u64, Error> {
 /// A write of one key. See [`Cluster::set`].
 #[must_use = "an operation does nothing until it is awaited"]
 #[derive(Debug)]
-pub struct Set<V> {
+pub struct Set<V: 'static> {
     writing: Writing,
-    kind: PhantomData<fn() -> V>,
+    format: Format<V>,
 }
 
 impl<V> Set<V> {
     writing!();
+
+    pub(crate) fn new(
+        cluster: &Cluster,
+        table: &'static str,
+        key: Result<Bytes, Error>,
+        value: &V,
+        format: Format<V>,
+    ) -> Self {
+        let key_value = key.and_then(|key| {
+            let value = layout::encode(&format, table, &key, value)?;
+            Ok((key, value))
+        });
+        let timeout = cluster.node().settings().timeout;
+        let writing = Writing { cluster: cluster.clone(), key_value, attach: Ok(Attach::Forever), timeout };
+        Set { writing, format }
+    }
 
     /// Writes only if the key is not there.
     pub fn if_absent(self) -> SetIf<V> {
@@ -373,11 +235,11 @@ impl<V> Set<V> {
 
     /// Also returns what the key held before.
     pub fn prev(self) -> SetPrev<V> {
-        SetPrev { writing: self.writing, kind: PhantomData }
+        SetPrev { writing: self.writing, format: self.format }
     }
 
     fn when(self, test: Test) -> SetIf<V> {
-        SetIf { writing: self.writing, test, kind: PhantomData }
+        SetIf { writing: self.writing, test, format: self.format }
     }
 }
 
@@ -398,16 +260,16 @@ impl<V: Send + 'static> IntoFuture for Set<V> {
 /// A write that also returns what it replaced. See [`Set::prev`].
 #[must_use = "an operation does nothing until it is awaited"]
 #[derive(Debug)]
-pub struct SetPrev<V> {
+pub struct SetPrev<V: 'static> {
     writing: Writing,
-    kind: PhantomData<fn() -> V>,
+    format: Format<V>,
 }
 
 impl<V> SetPrev<V> {
     writing!();
 }
 
-impl<V: Value + Send + 'static> IntoFuture for SetPrev<V> {
+impl<V: Send + 'static> IntoFuture for SetPrev<V> {
     type Output = Result<Replaced<V>, Error>;
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
@@ -424,7 +286,10 @@ impl<V: Value + Send + 'static> IntoFuture for SetPrev<V> {
                     self.writing.cluster.value_at(key, before).await?
                 }
             };
-            Ok(Replaced { revision: answer.revision, prev: prev.as_ref().map(Entry::decode).transpose()? })
+            Ok(Replaced {
+                revision: answer.revision,
+                prev: prev.map(|stored| Entry::read(&stored, &self.format)).transpose()?,
+            })
         })
     }
 }
@@ -432,17 +297,17 @@ impl<V: Value + Send + 'static> IntoFuture for SetPrev<V> {
 /// A conditional write of one key. See [`Set::if_absent`], [`Set::if_present`], [`Set::if_rev`].
 #[must_use = "an operation does nothing until it is awaited"]
 #[derive(Debug)]
-pub struct SetIf<V> {
+pub struct SetIf<V: 'static> {
     writing: Writing,
     test: Test,
-    kind: PhantomData<fn() -> V>,
+    format: Format<V>,
 }
 
 impl<V> SetIf<V> {
     writing!();
 }
 
-impl<V: Value + Send + 'static> IntoFuture for SetIf<V> {
+impl<V: Send + 'static> IntoFuture for SetIf<V> {
     type Output = Result<Cas<V>, Error>;
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
@@ -459,7 +324,7 @@ impl<V: Value + Send + 'static> IntoFuture for SetIf<V> {
                 Some(OpResult::Get(now)) => now,
                 _ => self.writing.cluster.value_at(key, answer.revision).await?,
             };
-            Ok(Cas::Conflict(now.as_ref().map(Entry::decode).transpose()?))
+            Ok(Cas::Conflict(now.map(|stored| Entry::read(&stored, &self.format)).transpose()?))
         })
     }
 }
@@ -475,6 +340,11 @@ pub struct Delete {
 }
 
 impl Delete {
+    pub(crate) fn new(cluster: &Cluster, keys: Result<KeyRange, Error>) -> Self {
+        let timeout = cluster.node().settings().timeout;
+        Delete { cluster: cluster.clone(), keys, test: None, timeout }
+    }
+
     /// Deletes only if the newest put of the key is that of `revision`; otherwise the count is 0.
     pub fn if_rev(mut self, revision: Revision) -> Self {
         self.test = Some(Test::Modified(Order::Equal, revision));
@@ -526,29 +396,7 @@ impl Cluster {
     /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub fn get<V: Value>(&self, key: impl AsRef<str>) -> Get<V> {
-        Get { reading: Reading::new(self), key: stored_key(key.as_ref()), value: PhantomData }
-    }
-
-    /// Reads all entries of `keys` as of one moment, in key order, at most [`RANGE_ENTRIES_MAX`](crate::RANGE_ENTRIES_MAX).
-    ///
-    /// # Errors
-    /// As [`Cluster::get`].
-    /// # Cancel safety
-    /// Nothing is lost.
-    /// # Examples
-    /// ```
-    /// # futures::executor::block_on(async {
-    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
-    /// use quorate::prefix;
-    /// cluster.set("config/a", &1u32).await?;
-    /// cluster.set("config/b", &2u32).await?;
-    /// let all = cluster.range::<u32>(prefix("config/")).await?;
-    /// assert_eq!(all.iter().map(|(key, entry)| (key.as_str(), **entry)).collect::<Vec<_>>(), [("config/a", 1), ("config/b", 2)]);
-    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    pub fn range<V: Value>(&self, keys: impl Into<Keys>) -> Range<V> {
-        let (reading, keys) = (Reading::new(self), keys.into().stored());
-        Range { reading, keys, limit: RANGE_ENTRIES_MAX, reverse: false, value: PhantomData }
+        Get::new(self, stored_key(key.as_ref()), Format::flat())
     }
 
     /// Writes `value` at `key`. When it returns, the value is on disk on a quorum.
@@ -573,15 +421,7 @@ impl Cluster {
     /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub fn set<V: Value>(&self, key: impl AsRef<str>, value: &V) -> Set<V> {
-        let key = key.as_ref().to_owned();
-        let writing = Writing {
-            cluster: self.clone(),
-            value: codec::encode(&key, value),
-            key,
-            attach: Ok(Attach::Forever),
-            timeout: self.node().settings().timeout,
-        };
-        Set { writing, kind: PhantomData }
+        Set::new(self, "", stored_key(key.as_ref()), value, Format::flat())
     }
 
     /// Deletes one key, or all keys of a range at one revision. Deleting what is not there changes nothing.
@@ -591,8 +431,7 @@ impl Cluster {
     /// # Cancel safety
     /// Dropping the future does not withdraw a delete that was sent.
     pub fn delete(&self, keys: impl Into<Keys>) -> Delete {
-        let timeout = self.node().settings().timeout;
-        Delete { cluster: self.clone(), keys: keys.into().stored(), test: None, timeout }
+        Delete::new(self, keys.into().stored())
     }
 
     /// How long the key has before its lease expires, by the leader's clock; `None` if it is not there or hangs on no lease.
@@ -602,7 +441,11 @@ impl Cluster {
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn remaining(&self, key: impl AsRef<str>) -> Result<Option<Duration>, Error> {
-        let key = stored_key(key.as_ref())?;
+        self.remaining_of(stored_key(key.as_ref())).await
+    }
+
+    pub(crate) async fn remaining_of(&self, key: Result<Bytes, Error>) -> Result<Option<Duration>, Error> {
+        let key = key?;
         let timeout = self.node().settings().timeout;
         self.on_node(move |node| async move {
             let view = node.linearizable_view(timeout).await?;
@@ -623,7 +466,7 @@ impl Cluster {
             Response::Txn(answer) => Ok(answer),
             Response::Refused(Refusal::LeaseNotFound { lease }) => Err(Error::LeaseNotFound { lease }),
             Response::Refused(Refusal::DuplicateKey { key }) => {
-                let why = format!("the transaction writes {:?} twice", shown(&key));
+                let why = format!("the transaction writes {:?} twice", named(&key));
                 Err(Error::Invalid { what: "transaction", why })
             }
             other => unreachable!("a transaction is answered with {other:?}"),

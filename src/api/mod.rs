@@ -2,9 +2,14 @@
 
 pub(crate) mod builder;
 pub(crate) mod cluster;
+pub(crate) mod key;
 pub(crate) mod keys;
 pub(crate) mod kv;
+mod layout;
+pub(crate) mod range;
+pub(crate) mod read;
 pub(crate) mod session;
+pub(crate) mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod txn;

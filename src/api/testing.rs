@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::cluster::Cluster;
-use crate::config::{Runtime, TestDrive, Timing};
+use crate::command::{Command, Response};
+use crate::config::{Runtime, Settings, TestDrive, Timing};
 use crate::node::Formation;
 use crate::rt;
 use crate::rt::worker::Drive;
 use crate::transport::MemoryNetwork;
-use crate::types::Peer;
+use crate::types::{Peer, Revision};
 
 /// Virtual time after which what has not happened has hung.
 pub(crate) const HUNG: Duration = Duration::from_secs(120);
@@ -84,6 +85,34 @@ impl Trio {
         for node in &self.nodes {
             node.shutdown().await.expect("stops");
         }
+    }
+}
+
+/// One node, in memory, with its first leader.
+pub(crate) async fn single(tune: impl FnOnce(&mut Settings)) -> Cluster {
+    let builder = Cluster::builder("alone").in_memory().runtime(Runtime::Current).timing(Timing::fast());
+    let cluster = builder.settings(tune).await.expect("starts");
+    cluster.ready().await.expect("leads itself");
+    cluster
+}
+
+/// Forgets the history up to `floor`.
+pub(crate) async fn compact(cluster: &Cluster, floor: Revision) {
+    let done = cluster.node().housekeep(Command::Compact { floor }, HUNG).await;
+    assert!(matches!(done, Ok(Response::Compacted { floor: now }) if now == floor), "{done:?}");
+}
+
+/// A seeded generator of its own, so that a seed names the same run everywhere (Knuth's MMIX parameters, upper half).
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    /// A number below `sides`.
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+        let mut half = || {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            self.0 >> 32
+        };
+        (half() << 32 | half()) % sides
     }
 }
 

@@ -7,12 +7,17 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::cluster::Cluster;
+use super::key::Key;
 use super::keys::{Keys, stored_key};
-use super::kv::{Entry, RANGE_ENTRIES_MAX, ttl_attach};
+use super::kv::{Entry, ttl_attach};
+use super::layout::{self, Layout};
+use super::range::RANGE_ENTRIES_MAX;
 use super::session::Session;
-use crate::codec::{self, Value};
-use crate::command::{Attach, Compare, KeyRange, Op, OpResult, Order, Test, Txn, TxnResponse};
+use super::table::Table;
+use crate::codec::{Codec, Format, Value};
+use crate::command::{Attach, Compare, KeyRange, KeyValue, Op, OpResult, Order, Test, Txn, TxnResponse};
 use crate::error::Error;
+use crate::format::keys;
 use crate::rt::{Mark, mark};
 use crate::types::{Fence, LeaseId, Revision};
 use crate::types::{TXN_OPS_MAX, WRITE_BYTES_MAX};
@@ -20,6 +25,51 @@ use crate::types::{TXN_OPS_MAX, WRITE_BYTES_MAX};
 /// A condition on one key, or on every key of a range. Made by [`when`].
 #[derive(Clone, Debug)]
 pub struct Condition(Result<Compare, Error>);
+
+/// Declares the conditions that are the same whatever the values are.
+macro_rules! conditions {
+    () => {
+        /// Nothing is there.
+        pub fn absent(self) -> Condition {
+            self.test(Test::Absent)
+        }
+
+        /// Something is there; on a range: at least one key.
+        pub fn present(self) -> Condition {
+            self.test(Test::Present)
+        }
+
+        /// The newest put is that of `revision`; revision 0: nothing is there.
+        pub fn modified_at(self, revision: Revision) -> Condition {
+            self.test(Test::Modified(Order::Equal, revision))
+        }
+
+        /// The newest put is of `revision` or older; also true of a missing key.
+        pub fn not_modified_after(self, revision: Revision) -> Condition {
+            self.test(Test::Modified(Order::LessOrEqual, revision))
+        }
+
+        /// The put that created the key is that of `revision`: tells a key from a later one of the same name.
+        pub fn created_at(self, revision: Revision) -> Condition {
+            self.test(Test::Created(Order::Equal, revision))
+        }
+
+        /// The key was put `version` times since it was created; 0: nothing is there.
+        pub fn version_is(self, version: u64) -> Condition {
+            self.test(Test::Version(Order::Equal, version))
+        }
+
+        /// The key hangs on `lease`.
+        pub fn lease_is(self, lease: LeaseId) -> Condition {
+            self.test(Test::Lease(Some(lease)))
+        }
+
+        /// No key of the range was put or deleted after `revision`; false if history does not reach back that far.
+        pub fn unchanged_since(self, revision: Revision) -> Condition {
+            self.test(Test::UnchangedSince(revision))
+        }
+    };
+}
 
 /// Begins a condition on `keys`. On a range, it must hold for every key present in it.
 ///
@@ -39,59 +89,63 @@ pub struct When {
 }
 
 impl When {
-    /// Nothing is there.
-    pub fn absent(self) -> Condition {
-        self.test(Ok(Test::Absent))
-    }
-
-    /// Something is there; on a range: at least one key.
-    pub fn present(self) -> Condition {
-        self.test(Ok(Test::Present))
-    }
+    conditions!();
 
     /// The stored bytes are those of `value`. A missing key has no value.
     pub fn value_is<V: Value>(self, value: &V) -> Condition {
-        self.test(codec::encode("(condition)", value).map(|bytes| Test::Value(Order::Equal, bytes)))
+        TableWhen::new("", self.keys.stored(), Format::flat()).value_is(value)
     }
 
     /// The stored bytes are not those of `value`. False for a missing key.
     pub fn value_is_not<V: Value>(self, value: &V) -> Condition {
-        self.test(codec::encode("(condition)", value).map(|bytes| Test::Value(Order::NotEqual, bytes)))
+        TableWhen::new("", self.keys.stored(), Format::flat()).value_is_not(value)
     }
 
-    /// The newest put is that of `revision`; revision 0: nothing is there.
-    pub fn modified_at(self, revision: Revision) -> Condition {
-        self.test(Ok(Test::Modified(Order::Equal, revision)))
+    fn test(self, test: Test) -> Condition {
+        condition(self.keys.stored(), test)
+    }
+}
+
+/// Some keys of a table that a condition is to be put on. See [`Table::when`].
+#[derive(Clone, Debug)]
+pub struct TableWhen<V: 'static> {
+    table: &'static str,
+    keys: Result<KeyRange, Error>,
+    format: Format<V>,
+}
+
+impl<V> TableWhen<V> {
+    pub(crate) fn new(table: &'static str, keys: Result<KeyRange, Error>, format: Format<V>) -> Self {
+        TableWhen { table, keys, format }
     }
 
-    /// The newest put is of `revision` or older; also true of a missing key.
-    pub fn not_modified_after(self, revision: Revision) -> Condition {
-        self.test(Ok(Test::Modified(Order::LessOrEqual, revision)))
+    conditions!();
+
+    /// The stored bytes are those of `value`, so it was written in this schema version. A missing key has no value.
+    pub fn value_is(self, value: &V) -> Condition {
+        self.value(Order::Equal, value)
     }
 
-    /// The put that created the key is that of `revision`: tells a key from a later one of the same name.
-    pub fn created_at(self, revision: Revision) -> Condition {
-        self.test(Ok(Test::Created(Order::Equal, revision)))
+    /// The stored bytes are not those of `value`; also true of the same value in another schema version. False for a missing
+    /// key.
+    pub fn value_is_not(self, value: &V) -> Condition {
+        self.value(Order::NotEqual, value)
     }
 
-    /// The key was put `version` times since it was created; 0: nothing is there.
-    pub fn version_is(self, version: u64) -> Condition {
-        self.test(Ok(Test::Version(Order::Equal, version)))
+    fn value(self, order: Order, value: &V) -> Condition {
+        Condition(self.keys.and_then(|keys| {
+            let value = layout::encode(&self.format, self.table, &keys.start, value)?;
+            Ok(Compare { keys, test: Test::Value(order, value) })
+        }))
     }
 
-    /// The key hangs on `lease`.
-    pub fn lease_is(self, lease: LeaseId) -> Condition {
-        self.test(Ok(Test::Lease(Some(lease))))
+    fn test(self, test: Test) -> Condition {
+        condition(self.keys, test)
     }
+}
 
-    /// No key of the range was put or deleted after `revision`; false if history does not reach back that far.
-    pub fn unchanged_since(self, revision: Revision) -> Condition {
-        self.test(Ok(Test::UnchangedSince(revision)))
-    }
-
-    fn test(self, test: Result<Test, Error>) -> Condition {
-        Condition(self.keys.stored().and_then(|keys| Ok(Compare { keys, test: test? })))
-    }
+fn condition(keys: Result<KeyRange, Error>, test: Test) -> Condition {
+    Condition(keys.map(|keys| Compare { keys, test }))
 }
 
 impl Condition {
@@ -108,30 +162,44 @@ pub struct Operation(Result<Op, Error>);
 
 /// Puts `value` at `key`.
 pub fn put<V: Value>(key: impl AsRef<str>, value: &V) -> Operation {
-    let key = key.as_ref();
-    let op = stored_key(key).and_then(|stored| {
-        let value = codec::encode(key, value)?;
-        Ok(Op::Put { key: stored, value, lease: Attach::Forever, prev: false })
-    });
-    Operation(op)
+    Operation::put("", stored_key(key.as_ref()), &Format::flat(), value)
 }
 
 /// Deletes keys.
 pub fn remove(keys: impl Into<Keys>) -> Operation {
-    Operation(keys.into().stored().map(|keys| Op::Delete { keys, prev: false }))
+    Operation::remove(keys.into().stored())
 }
 
 /// Reads one key, as it was before the transaction's own writes.
 pub fn read(key: impl AsRef<str>) -> Operation {
-    Operation(stored_key(key.as_ref()).map(|key| Op::Get { key }))
+    Operation::read(stored_key(key.as_ref()))
 }
 
 /// Reads all entries of `keys`, as they were before the transaction's own writes.
 pub fn list(keys: impl Into<Keys>) -> Operation {
-    Operation(keys.into().stored().map(|keys| Op::Range { keys, limit: RANGE_ENTRIES_MAX, reverse: false }))
+    Operation::list(keys.into().stored())
 }
 
 impl Operation {
+    pub(crate) fn put<V>(table: &'static str, key: Result<Bytes, Error>, format: &Format<V>, value: &V) -> Operation {
+        Operation(key.and_then(|key| {
+            let value = layout::encode(format, table, &key, value)?;
+            Ok(Op::Put { key, value, lease: Attach::Forever, prev: false })
+        }))
+    }
+
+    pub(crate) fn remove(keys: Result<KeyRange, Error>) -> Operation {
+        Operation(keys.map(|keys| Op::Delete { keys, prev: false }))
+    }
+
+    pub(crate) fn read(key: Result<Bytes, Error>) -> Operation {
+        Operation(key.map(|key| Op::Get { key }))
+    }
+
+    pub(crate) fn list(keys: Result<KeyRange, Error>) -> Operation {
+        Operation(keys.map(|keys| Op::Range { keys, limit: RANGE_ENTRIES_MAX, reverse: false }))
+    }
+
     /// Has a put key deleted after `ttl` (see [`Set::ttl`](crate::Set::ttl)). Other operations are refused with it.
     pub fn ttl(self, ttl: Duration) -> Self {
         self.attach(ttl_attach(ttl))
@@ -244,7 +312,7 @@ impl TxnOutcome {
     /// [`Error::Codec`] if the value was not written as a `V`.
     pub fn entry<V: Value>(&self, place: usize) -> Result<Option<Entry<V>>, Error> {
         match self.answer.results.get(place) {
-            Some(OpResult::Get(found)) => found.as_ref().map(Entry::decode).transpose(),
+            Some(OpResult::Get(Some(found))) => Entry::read(found, &Format::flat()).map(Some),
             _ => Ok(None),
         }
     }
@@ -256,10 +324,41 @@ impl TxnOutcome {
     pub fn entries<V: Value>(&self, place: usize) -> Result<Vec<(String, Entry<V>)>, Error> {
         match self.answer.results.get(place) {
             Some(OpResult::Range { entries, .. }) => {
-                entries.iter().map(|kv| Ok((super::keys::shown(&kv.key), Entry::decode(kv)?))).collect()
+                entries.iter().map(|stored| Layout::flat().key_entry(stored)).collect()
             }
             _ => Ok(Vec::new()),
         }
+    }
+
+    /// As [`TxnOutcome::entry`], for a [`Table::read`].
+    ///
+    /// # Errors
+    /// [`Error::Codec`] if the value is not one of the table's. [`Error::Invalid`] if it is another table's.
+    pub fn entry_in<K: Key + ?Sized, V: 'static, C: Codec<V>>(
+        &self,
+        table: Table<K, V, C>,
+        place: usize,
+    ) -> Result<Option<Entry<V>>, Error> {
+        let Some(OpResult::Get(Some(found))) = self.answer.results.get(place) else { return Ok(None) };
+        check_table(table.name(), found)?;
+        Entry::read(found, table.format()).map(Some)
+    }
+
+    /// As [`TxnOutcome::entries`], for a [`Table::list`].
+    ///
+    /// # Errors
+    /// [`Error::Codec`] and [`Error::Key`] if a value or key is not one of the table's. [`Error::Invalid`] if it is another
+    /// table's.
+    #[expect(clippy::type_complexity, reason = "a name of its own would hide what the list holds")]
+    pub fn entries_in<K: Key + ?Sized, V: 'static, C: Codec<V>>(
+        &self,
+        table: Table<K, V, C>,
+        place: usize,
+    ) -> Result<Vec<(K::Owned, Entry<V>)>, Error> {
+        let Some(OpResult::Range { entries, .. }) = self.answer.results.get(place) else { return Ok(Vec::new()) };
+        let layout = table.layout();
+        let typed = entries.iter().map(|found| check_table(table.name(), found).and_then(|()| layout.key_entry(found)));
+        typed.collect()
     }
 
     /// How many keys the operation at `place` deleted; 0 also if that is not a delete.
@@ -295,6 +394,16 @@ impl IntoFuture for Transaction {
             }
             Ok(TxnOutcome { answer })
         })
+    }
+}
+
+fn check_table(asked: &str, found: &KeyValue) -> Result<(), Error> {
+    match keys::table(&found.key) {
+        table if table == asked => Ok(()),
+        table => {
+            let why = format!("the operation at this place read table {table:?}, not {asked:?}");
+            Err(Error::Invalid { what: "place", why })
+        }
     }
 }
 

@@ -14,7 +14,6 @@ mod feed;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::IntoFuture;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -24,8 +23,9 @@ use futures::{Stream, StreamExt};
 
 use self::feed::{Feed, Lag, Start, Stored, StoredEvent};
 use super::cluster::Cluster;
-use super::keys::{Keys, shown};
+use super::keys::Keys;
 use super::kv::Entry;
+use super::layout::Layout;
 use crate::codec::Value;
 use crate::command::{KeyRange, KeyValue};
 use crate::error::Error;
@@ -54,14 +54,14 @@ use crate::types::Revision;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Batch<V> {
+pub struct Batch<V, K = String> {
     /// The revision. To go on behind it later, also on another node: [`WatchBuilder::from`]`(revision.next())`.
     pub revision: Revision,
     /// How to read `events`.
     pub kind: BatchKind,
     /// In the order in which the transaction wrote them; all of one key or range: in key order. At most one for each
     /// key.
-    pub events: Vec<Event<V>>,
+    pub events: Vec<Event<V, K>>,
 }
 
 /// What a [`Batch`] holds.
@@ -81,12 +81,12 @@ pub enum BatchKind {
 /// What happened to one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Event<V> {
+pub enum Event<V, K = String> {
     /// It was written.
     #[non_exhaustive]
     Put {
         /// The key.
-        key: String,
+        key: K,
         /// What it holds since. Its `ttl` is that of a lease that is still there when the event is read.
         entry: Entry<V>,
         /// With [`WatchBuilder::prev`], on a [`BatchKind::Live`] batch: what it held before, if it was there.
@@ -96,7 +96,7 @@ pub enum Event<V> {
     #[non_exhaustive]
     Delete {
         /// The key.
-        key: String,
+        key: K,
         /// Why.
         cause: Cause,
         /// The revision at which it was deleted.
@@ -106,9 +106,9 @@ pub enum Event<V> {
     },
 }
 
-impl<V> Event<V> {
+impl<V, K> Event<V, K> {
     /// The key it happened to.
-    pub fn key(&self) -> &str {
+    pub fn key(&self) -> &K {
         match self {
             Event::Put { key, .. } | Event::Delete { key, .. } => key,
         }
@@ -136,17 +136,22 @@ pub enum Cause {
 /// Describes a watch, which is opened by awaiting it. See [`Cluster::watch`].
 #[must_use = "a watch is opened by awaiting it"]
 #[derive(Debug)]
-pub struct WatchBuilder<V> {
+pub struct WatchBuilder<V: 'static, K = String> {
     cluster: Cluster,
     keys: Result<KeyRange, Error>,
     from: Option<Revision>,
     initial: bool,
     lag: Lag,
     prev: bool,
-    value: PhantomData<fn() -> V>,
+    layout: Layout<V, K>,
 }
 
-impl<V> WatchBuilder<V> {
+impl<V, K> WatchBuilder<V, K> {
+    pub(crate) fn new(cluster: &Cluster, keys: Result<KeyRange, Error>, layout: Layout<V, K>) -> Self {
+        let cluster = cluster.clone();
+        WatchBuilder { cluster, keys, from: None, initial: false, lag: Lag::Coalesce, prev: false, layout }
+    }
+
     /// Starts with the changes of `revision`, which may lie in the future: nothing below it is delivered. Default: what
     /// happens after the watch is opened.
     ///
@@ -241,8 +246,8 @@ impl<V> WatchBuilder<V> {
     }
 }
 
-impl<V: Value + Send + 'static> IntoFuture for WatchBuilder<V> {
-    type Output = Result<Watch<V>, Error>;
+impl<V: Send + 'static, K: Send + 'static> IntoFuture for WatchBuilder<V, K> {
+    type Output = Result<Watch<V, K>, Error>;
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
@@ -262,42 +267,42 @@ impl<V: Value + Send + 'static> IntoFuture for WatchBuilder<V> {
             };
             let feed = Feed::open(node, keys, start, self.lag, self.prev)?;
             let delivered = feed.place();
-            Ok(Watch { feed, ready: VecDeque::new(), delivered, over: false, value: PhantomData })
+            Ok(Watch { feed, ready: VecDeque::new(), delivered, over: false, layout: self.layout })
         })
     }
 }
 
 /// The changes of some keys, as they happen: a stream of batches. See [`Cluster::watch`].
 ///
-/// Use [`Watch::next`], or any of the combinators of `futures::StreamExt`. After an [`Error::Codec`] the stream goes
-/// on. Any other error is its end, and `None` follows.
+/// Use [`Watch::next`], or any of the combinators of `futures::StreamExt`. After an [`Error::Codec`] or an [`Error::Key`] the
+/// stream goes on. Any other error is its end, and `None` follows.
 ///
 /// A watch does not keep its node running: when the last [`Cluster`] handle is dropped, it ends with
 /// [`Error::Stopped`]. Changes are kept once for all watches of a node. One that is not polled holds a place in them
 /// and at most 64 revisions, and holds nobody up. The consumer that is behind by more than the node keeps in memory
 /// (8192 revisions, 32 MiB) is what [`WatchBuilder::coalesce`] and [`WatchBuilder::backpressure`] are about.
 #[must_use = "a watch delivers only while it is polled"]
-pub struct Watch<V> {
+pub struct Watch<V: 'static, K = String> {
     feed: Feed,
     /// The rest of what the last batch came to: values that could not be read, then the others.
-    ready: VecDeque<Result<Batch<V>, Error>>,
+    ready: VecDeque<Result<Batch<V, K>, Error>>,
     /// Up to here everything had been handed out before what is ready; counts only while something is.
     delivered: Revision,
     over: bool,
-    value: PhantomData<fn() -> V>,
+    layout: Layout<V, K>,
 }
 
-impl<V: Value> Watch<V> {
+impl<V, K> Watch<V, K> {
     /// The next batch, once there is one; `None` behind the error that ended the watch.
     ///
     /// # Errors
     /// [`Error::Codec`] for a value that was not written as a `V`: that event is left out of the batch that follows (a
-    /// previous value only is `None` in its event), and the watch goes on. The others end it: [`Error::Stopped`] when
+    /// previous value only is `None` in its event), and the watch goes on. [`Error::Key`] likewise, for a key. The others end it: [`Error::Stopped`] when
     /// this node stops: open a watch on another one, from [`Watch::revision`]`.next()`. [`Error::Compacted`] for a
     /// watch with [`WatchBuilder::backpressure`] that fell behind the history.
     /// # Cancel safety
     /// Nothing is lost: what was not returned is returned next time.
-    pub async fn next(&mut self) -> Option<Result<Batch<V>, Error>> {
+    pub async fn next(&mut self) -> Option<Result<Batch<V, K>, Error>> {
         StreamExt::next(self).await
     }
 
@@ -315,7 +320,7 @@ impl<V: Value> Watch<V> {
         self.delivered = after;
         let mut readable = Vec::with_capacity(events.len());
         for event in events {
-            let (event, errors) = typed(event);
+            let (event, errors) = typed(event, &self.layout);
             readable.extend(event);
             self.ready.extend(errors.into_iter().map(Err));
         }
@@ -326,24 +331,28 @@ impl<V: Value> Watch<V> {
     }
 }
 
-/// An event with its values read, and what could not be.
-fn typed<V: Value>(event: StoredEvent) -> (Option<Event<V>>, Vec<Error>) {
+/// An event with its key and values read, and what could not be.
+fn typed<V, K>(event: StoredEvent, layout: &Layout<V, K>) -> (Option<Event<V, K>>, Vec<Error>) {
     let mut errors = Vec::new();
-    let mut read = |kv: &KeyValue| Entry::decode(kv).map_err(|error| errors.push(error)).ok();
+    let key = match layout.key(event.key()) {
+        Ok(key) => key,
+        Err(error) => return (None, vec![error]),
+    };
+    let mut read = |kv: &KeyValue| layout.entry(kv).map_err(|error| errors.push(error)).ok();
     let event = match event {
         StoredEvent::Put { entry, prev } => {
             let (now, prev) = (read(&entry), prev.as_ref().and_then(&mut read));
-            now.map(|now| Event::Put { key: shown(&entry.key), entry: now, prev })
+            now.map(|now| Event::Put { key, entry: now, prev })
         }
-        StoredEvent::Delete { key, cause, revision, prev } => {
-            Some(Event::Delete { key: shown(&key), cause, revision, prev: prev.as_ref().and_then(read) })
+        StoredEvent::Delete { cause, revision, prev, .. } => {
+            Some(Event::Delete { key, cause, revision, prev: prev.as_ref().and_then(read) })
         }
     };
     (event, errors)
 }
 
-impl<V: Value> Stream for Watch<V> {
-    type Item = Result<Batch<V>, Error>;
+impl<V, K> Stream for Watch<V, K> {
+    type Item = Result<Batch<V, K>, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
@@ -364,16 +373,16 @@ impl<V: Value> Stream for Watch<V> {
     }
 }
 
-impl<V: Value> FusedStream for Watch<V> {
+impl<V, K> FusedStream for Watch<V, K> {
     fn is_terminated(&self) -> bool {
         self.over
     }
 }
 
-/// Nothing in it is pinned, whatever the value's type.
-impl<V> Unpin for Watch<V> {}
+/// Nothing in it is pinned, whatever the types of key and value.
+impl<V, K> Unpin for Watch<V, K> {}
 
-impl<V> fmt::Debug for Watch<V> {
+impl<V, K> fmt::Debug for Watch<V, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch").field("revision", &self.delivered).finish_non_exhaustive()
     }
@@ -414,15 +423,7 @@ impl Cluster {
     /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub fn watch<V: Value>(&self, keys: impl Into<Keys>) -> WatchBuilder<V> {
-        WatchBuilder {
-            cluster: self.clone(),
-            keys: keys.into().stored(),
-            from: None,
-            initial: false,
-            lag: Lag::Coalesce,
-            prev: false,
-            value: PhantomData,
-        }
+        WatchBuilder::new(self, keys.into().stored(), Layout::flat())
     }
 }
 

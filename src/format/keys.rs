@@ -28,8 +28,16 @@ pub(crate) fn host_table(table: &str) -> KeyRange {
 
 /// What follows the table's name in a stored key.
 pub(crate) fn strip(stored: &Bytes) -> Bytes {
-    let end = stored.iter().position(|byte| *byte == 0).expect("every stored key has a zero byte behind its table");
-    stored.slice(end + 1..)
+    stored.slice(table_end(stored) + 1..)
+}
+
+/// The name of the table, or of the recipe, that a stored key belongs to.
+pub(crate) fn table(stored: &Bytes) -> &str {
+    str::from_utf8(&stored[1..table_end(stored)]).expect("names are text")
+}
+
+fn table_end(stored: &Bytes) -> usize {
+    stored.iter().position(|byte| *byte == 0).expect("every stored key has a zero byte behind its table")
 }
 
 fn stored(space: u8, table: &str, key: &[u8]) -> Bytes {
@@ -52,6 +60,7 @@ mod tests {
         assert_eq!(host("services", b"web").as_ref(), b"\x01services\x00web");
         assert_eq!(coordination("lock", b"job").as_ref(), b"\x02lock\x00job");
         assert_eq!(strip(&host("services", b"we\x00b")).as_ref(), b"we\x00b");
+        assert_eq!((table(&host("services", b"we\x00b")), table(&host("", b"x"))), ("services", ""));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod log_items;
 pub(crate) mod message;
+pub(crate) mod ordered;
 pub(crate) mod parts;
 pub(crate) mod record;
 pub(crate) mod rows;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures::future::{Either, select};
 
 use crate::api::cluster::Cluster;
-use crate::api::kv::read_error;
+use crate::api::read::read_error;
 use crate::api::session::{Lifeline, LostReason};
 use crate::command::{
     Attach, ChangeKind, Command, Compare, KeyRange, KeyValue, Op, OpResult, Order, Refusal, Response, Test, Txn,

@@ -12,7 +12,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use super::{BatchKind, Cause};
-use crate::api::kv::{RANGE_ENTRIES_MAX, read_error};
+use crate::api::range::RANGE_ENTRIES_MAX;
+use crate::api::read::read_error;
 use crate::command::{Change, ChangeKind, KeyRange, KeyValue, RecordId};
 use crate::error::Error;
 use crate::node::Node;
@@ -63,6 +64,15 @@ pub(crate) struct Stored {
 pub(crate) enum StoredEvent {
     Put { entry: KeyValue, prev: Option<KeyValue> },
     Delete { key: Bytes, cause: Cause, revision: Revision, prev: Option<KeyValue> },
+}
+
+impl StoredEvent {
+    pub(crate) fn key(&self) -> &Bytes {
+        match self {
+            StoredEvent::Put { entry, .. } => &entry.key,
+            StoredEvent::Delete { key, .. } => key,
+        }
+    }
 }
 
 /// * Everything of the range up to `place` has been handed out.

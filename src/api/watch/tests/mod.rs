@@ -8,6 +8,7 @@ mod random;
 use std::time::Duration;
 
 use super::*;
+pub(super) use crate::api::testing::{compact, single};
 use crate::api::txn::{put, remove};
 use crate::command::{Command, Response};
 use crate::config::{Runtime, Settings, Timing};
@@ -18,14 +19,6 @@ use crate::types::{LeaseId, Peer};
 
 /// Far beyond what anything here takes on the paused clock.
 const HUNG: Duration = Duration::from_secs(120);
-
-/// One node, in memory, with its first leader.
-pub(super) async fn single(tune: impl FnOnce(&mut Settings)) -> Cluster {
-    let builder = Cluster::builder("alone").in_memory().runtime(Runtime::Current).timing(Timing::fast());
-    let cluster = builder.settings(tune).await.expect("starts");
-    cluster.ready().await.expect("leads itself");
-    cluster
-}
 
 struct Group {
     network: MemoryNetwork,
@@ -89,7 +82,7 @@ async fn assert_quiet<V: Value + fmt::Debug>(watch: &mut Watch<V>) {
 
 /// Keys and values, in order; a deleted key has none.
 fn contents<V: Clone>(batch: &Batch<V>) -> Vec<(&str, Option<V>)> {
-    batch.events.iter().map(|event| (event.key(), event.entry().map(|entry| entry.value.clone()))).collect()
+    batch.events.iter().map(|event| (event.key().as_str(), event.entry().map(|entry| entry.value.clone()))).collect()
 }
 
 async fn grant_lease(cluster: &Cluster, ttl: Duration) -> LeaseId {
@@ -98,12 +91,6 @@ async fn grant_lease(cluster: &Cluster, ttl: Duration) -> LeaseId {
         Ok(Response::Granted { lease, .. }) => lease,
         other => panic!("{other:?}"),
     }
-}
-
-/// Forgets the history up to `floor`.
-pub(super) async fn compact(cluster: &Cluster, floor: Revision) {
-    let done = cluster.node().housekeep(Command::Compact { floor }, HUNG).await;
-    assert!(matches!(done, Ok(Response::Compacted { floor: now }) if now == floor), "{done:?}");
 }
 
 /// Waits until the record that `revision` wrote first is gone from this node.

@@ -1,0 +1,103 @@
+//! What all reads have in common: which moment they show, and how long they wait for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::cluster::Cluster;
+use crate::error::{Error, Obstacle};
+use crate::node::Node;
+use crate::rt;
+use crate::state_machine::read::ReadError;
+use crate::storage::view::View;
+use crate::types::Revision;
+
+/// Which moment a read shows.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Linearizable,
+    Stale,
+    AtLeast(Revision),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    pub(crate) cluster: Cluster,
+    pub(crate) moment: Moment,
+    pub(crate) timeout: Duration,
+}
+
+impl Reading {
+    pub(crate) fn new(cluster: &Cluster) -> Self {
+        Reading { cluster: cluster.clone(), moment: Moment::Linearizable, timeout: cluster.node().settings().timeout }
+    }
+
+    /// A view of the wanted moment.
+    pub(crate) async fn view(&self) -> Result<Arc<View>, Error> {
+        let Reading { cluster, moment, timeout } = self;
+        let (moment, timeout) = (*moment, *timeout);
+        cluster.node().check_open()?;
+        match moment {
+            Moment::Stale => Ok(cluster.node().state().view()),
+            Moment::AtLeast(revision) => cluster.on_node(move |node| view_at_least(node, revision, timeout)).await,
+            Moment::Linearizable => {
+                cluster.on_node(move |node| async move { node.linearizable_view(timeout).await }).await
+            }
+        }
+    }
+
+    /// Runs `read` on a view of the wanted moment.
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        read: impl Fn(&View) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let view = self.view().await?;
+        read(&view).map_err(|error| read_error(error, view.revision))
+    }
+}
+
+pub(crate) async fn view_at_least(node: Arc<Node>, revision: Revision, timeout: Duration) -> Result<Arc<View>, Error> {
+    let started = rt::Instant::now();
+    let deadline = started + timeout;
+    loop {
+        node.check_open()?;
+        let view = node.state().view();
+        if view.revision >= revision {
+            return Ok(view);
+        }
+        if rt::timeout_at(deadline, node.wait_revision(revision)).await.is_err() {
+            return Err(Error::NotApplied { why: Obstacle::Timeout, waited: started.elapsed() });
+        }
+    }
+}
+
+pub(crate) fn read_error(error: ReadError, requested: Revision) -> Error {
+    match error {
+        ReadError::Compacted { oldest } => Error::Compacted { requested, oldest },
+        ReadError::Row(error) => Error::Stopped { reason: format!("the state cannot be read: {error}") },
+    }
+}
+
+/// Declares the methods all reads share.
+macro_rules! reading {
+    () => {
+        /// Reads what this node has applied, without asking anybody. May be behind by as much as this node is.
+        pub fn stale(mut self) -> Self {
+            self.reading.moment = $crate::api::read::Moment::Stale;
+            self
+        }
+
+        /// Reads what this node has applied once that is at least `revision`: sees one's own writes without a round trip.
+        pub fn at_least(mut self, revision: Revision) -> Self {
+            self.reading.moment = $crate::api::read::Moment::AtLeast(revision);
+            self
+        }
+
+        /// Gives up after `timeout` instead of the default.
+        pub fn timeout(mut self, timeout: Duration) -> Self {
+            self.reading.timeout = timeout;
+            self
+        }
+    };
+}
+
+pub(crate) use reading;
