@@ -94,7 +94,11 @@ pub use crate::codec::{Json, Raw, Value};
 pub use crate::config::{Runtime, Timing};
 pub use crate::error::{Error, FormationError, Obstacle, StartError};
 pub use crate::node::Formation;
-pub use crate::recipes::lock::{Claimant, LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::election::{
+    Campaign, ELECTION_VALUE_BYTES_MAX, Election, ElectionState, Leader, Leadership, Observe, TryCampaign,
+};
+pub use crate::recipes::inspect::Claimant;
+pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
 pub use crate::types::{
     ClientId, ClusterId, Fence, KEY_BYTES_MAX, LeaseId, Member, NodeId, Peer, Revision, TTL_MAX, TTL_MIN, TXN_OPS_MAX,

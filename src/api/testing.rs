@@ -18,6 +18,20 @@ pub(crate) const HUNG: Duration = Duration::from_secs(120);
 
 pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
 
+pub(crate) fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// A small generator of its own, so that a seed means the same for ever.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % sides
+    }
+}
+
 /// Three connected nodes with [`Timing::fast`]: elections after 200 to 400 ms of silence.
 pub(crate) struct Trio {
     pub(crate) network: MemoryNetwork,

@@ -98,7 +98,7 @@ impl Line {
     ) -> Result<Placed, Error> {
         let node = cluster.node();
         self.check_length(node)?;
-        let key = claim::claim_key(self.recipe, &self.name, rt::random_u128());
+        let key = claim::claim_key(self.recipe, &self.name, "", rt::random_u128());
         let put = Op::Put { key: key.clone(), value: claim::encode_claim(note), lease: attach, prev: false };
         let otherwise = if queue { vec![put.clone()] } else { vec![] };
         let compares = vec![Compare { keys: self.range(), test: Test::Absent }];
