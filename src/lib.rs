@@ -35,7 +35,9 @@
 //! * **Watches** are ordered, whole, resumable, and never lossy without saying so ([`Cluster::watch`]).
 //! * **Leases never end early**, and never by anybody's wall clock.
 //! * **Locks** have one holder in the state, strictly increasing [`Fence`]s, and guards that are lost before another can hold
-//!   ([`Cluster::lock`]).
+//!   ([`Cluster::lock`]). So have elections, reader-writer locks and semaphores ([`Cluster::election`], [`Cluster::rwlock`],
+//!   [`Cluster::semaphore`]). Barriers, latches and counters count each party, event and addition once ([`Cluster::barrier`],
+//!   [`Cluster::latch`], [`Cluster::counter`]).
 //! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted.
 //!
 //! Not promised: tolerance of nodes that lie; exclusion at a resource that does not check the fence; room for more than one
@@ -99,6 +101,7 @@ pub use crate::recipes::election::{
 };
 pub use crate::recipes::inspect::Claimant;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
 pub use crate::types::{
     ClientId, ClusterId, Fence, KEY_BYTES_MAX, LeaseId, Member, NodeId, Peer, Revision, TTL_MAX, TTL_MIN, TXN_OPS_MAX,

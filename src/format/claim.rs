@@ -4,7 +4,8 @@
 //! kind only), and sixteen bytes minted for this one claim, so names hold no zero byte and no line's range touches another's.
 //! Its value is a version byte and two strings for people to read, followed by what the recipe wants to say.
 //!
-//! What all who stand in a line must agree on, its size, is kept at the name's own key, without the zero byte.
+//! What there is one of for a name is kept at the name's own key, without the zero byte: what all who stand in a line must
+//! agree on, or what a recipe without claims consists of. It is a version byte and numbers.
 
 use bytes::Bytes;
 
@@ -42,8 +43,8 @@ pub(crate) fn claim_key(recipe: &str, name: &str, kind: &str, id: u128) -> Bytes
     keys::coordination(recipe, &key)
 }
 
-/// Where the size of the line `name` of `recipe` is kept.
-pub(crate) fn size_key(recipe: &str, name: &str) -> Bytes {
+/// The key of what there is one of for the name `name` of `recipe`.
+pub(crate) fn object_key(recipe: &str, name: &str) -> Bytes {
     debug_assert!(!name.contains('\0'), "names are checked where they come in");
     keys::coordination(recipe, name.as_bytes())
 }
@@ -57,19 +58,22 @@ fn prefix(name: &str, kind: &str) -> Vec<u8> {
     prefix
 }
 
-pub(crate) fn encode_size(size: u64) -> Bytes {
-    let mut w = Writer::with_capacity(11);
+pub(crate) fn encode_numbers<const N: usize>(numbers: [u64; N]) -> Bytes {
+    let mut w = Writer::with_capacity(1 + 10 * N);
     w.u8(VERSION);
-    w.varint(size);
+    numbers.into_iter().for_each(|number| w.varint(number));
     w.finish()
 }
 
-pub(crate) fn decode_size(value: Bytes) -> Result<u64, DecodeError> {
+pub(crate) fn decode_numbers<const N: usize>(value: Bytes) -> Result<[u64; N], DecodeError> {
     let mut r = Reader::new(value);
-    format_version(&mut r, "size", VERSION)?;
-    let size = r.varint("size")?;
-    r.end("size")?;
-    Ok(size)
+    format_version(&mut r, "numbers", VERSION)?;
+    let mut numbers = [0; N];
+    for number in &mut numbers {
+        *number = r.varint("number")?;
+    }
+    r.end("numbers")?;
+    Ok(numbers)
 }
 
 pub(crate) fn encode_claim(note: &ClaimNote) -> Bytes {
@@ -113,17 +117,20 @@ mod tests {
     }
 
     #[test]
-    fn a_size_and_its_key_are_these_bytes() {
-        assert_eq!(size_key("semaphore", "job").as_ref(), b"\x02semaphore\0job");
-        assert_eq!(encode_size(300).as_ref(), b"\x01\xac\x02");
-        assert_eq!(decode_size(encode_size(300)), Ok(300));
-        for bytes in [&b""[..], b"\x01", b"\x02\x01", b"\x01\x01\x00"] {
-            assert!(decode_size(Bytes::copy_from_slice(bytes)).is_err(), "{bytes:?}");
+    fn numbers_and_their_key_are_these_bytes() {
+        assert_eq!(object_key("semaphore", "job").as_ref(), b"\x02semaphore\0job");
+        assert_eq!(encode_numbers([300]).as_ref(), b"\x01\xac\x02");
+        assert_eq!(encode_numbers([1, 0]).as_ref(), b"\x01\x01\x00");
+        for numbers in [[0, 1], [u64::MAX, 300]] {
+            assert_eq!(decode_numbers(encode_numbers(numbers)), Ok(numbers));
+        }
+        for bytes in [&b""[..], b"\x01", b"\x02\x01\x01", b"\x01\x01", b"\x01\x01\x00\x00"] {
+            assert!(decode_numbers::<2>(Bytes::copy_from_slice(bytes)).is_err(), "{bytes:?}");
         }
     }
 
     #[test]
-    fn no_line_holds_the_claims_of_another_or_a_size() {
+    fn no_line_holds_the_claims_of_another_or_what_there_is_one_of() {
         for id in [0, 1, u128::MAX] {
             assert!(line("lock", "a").contains(&claim_key("lock", "a", "", id)));
             assert!(line("lock", "a").contains(&claim_key("lock", "a", "w", id)));
@@ -133,6 +140,6 @@ mod tests {
                 assert!(!line("lock", "a").contains(&claim_key(recipe, name, "", id)), "{recipe} {name:?} {id}");
             }
         }
-        assert!(!line("lock", "a").contains(&size_key("lock", "a")));
+        assert!(!line("lock", "a").contains(&object_key("lock", "a")));
     }
 }

@@ -81,15 +81,7 @@ impl Request {
 
     /// The name, if it is one; `what` is what the refusal calls it.
     pub(crate) fn checked_name(&self, what: &'static str) -> Result<String, Error> {
-        let invalid = |why| Err(Error::Invalid { what, why });
-        match &self.name {
-            name if name.is_empty() => invalid("it is empty".into()),
-            name if name.contains('\0') => invalid(format!("{name:?} holds a zero byte")),
-            name if name.len() > NAME_BYTES_MAX => {
-                invalid(format!("it has {} bytes, the limit is {NAME_BYTES_MAX}", name.len()))
-            }
-            name => Ok(name.clone()),
-        }
+        checked_name(&self.name, what).map(str::to_owned)
     }
 
     /// How long a question about the line may take.
@@ -115,10 +107,14 @@ impl Request {
         mut gone: oneshot::Receiver<()>,
     ) -> Result<Option<Guard>, Error> {
         let started = Instant::now();
+        // What its transaction cannot count is looked at first: mostly, nothing is written for nothing.
+        if !queue && line.size.is_some() && line.is_full(&*node.linearizable_view(self.step_timeout()).await?)? {
+            return Ok(None);
+        }
         let Some(mut attempt) = self.place(&node, line, payload, queue).await? else { return Ok(None) };
         let patience = self.timeout.or((!queue).then_some(node.settings().timeout)).unwrap_or(Duration::MAX);
-        let lapses = patiently(started, patience, &mut gone, attempt.turn()).await?;
-        Ok(Some(attempt.granted(self.cluster.clone(), self.name, lapses)))
+        let turn = patiently(started, patience, Obstacle::Held, &mut gone, attempt.turn(queue)).await?;
+        Ok(turn.map(|lapses| attempt.granted(self.cluster.clone(), self.name, lapses)))
     }
 
     /// Places a claim; `None` if the line is occupied and the caller does not queue.
@@ -181,6 +177,19 @@ impl Request {
     }
 }
 
+/// The name of a lock, an election, or the like, if it can be one; `what` is what the refusal calls it.
+pub(crate) fn checked_name<'a>(name: &'a str, what: &'static str) -> Result<&'a str, Error> {
+    let invalid = |why| Err(Error::Invalid { what, why });
+    match name {
+        "" => invalid("it is empty".into()),
+        name if name.contains('\0') => invalid(format!("{name:?} holds a zero byte")),
+        name if name.len() > NAME_BYTES_MAX => {
+            invalid(format!("it has {} bytes, the limit is {NAME_BYTES_MAX}", name.len()))
+        }
+        name => Ok(name),
+    }
+}
+
 /// What a claim hangs on.
 enum Support {
     Session(Arc<Lifeline>),
@@ -200,13 +209,20 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Waits until it is the claim's turn; the session's lapses as of when that was confirmed.
-    async fn turn(&self) -> Result<u64, Error> {
-        match self.alone {
+    /// Waits until it is the claim's turn; the session's lapses as of when that was confirmed. `None` if it is not yet, and the
+    /// caller does not queue.
+    async fn turn(&self, queue: bool) -> Result<Option<u64>, Error> {
+        if let Some(lapses) = self.alone {
             // Its own transaction has said so: no other round is needed.
-            Some(lapses) => Ok(lapses),
-            None => self.line.wait_turn(&self.node, &self.claim, &self.session).await,
+            return Ok(Some(lapses));
         }
+        if !queue {
+            self.node.wait_revision(self.claim.fence.revision()).await?;
+            if self.line.awaited(&self.node.state().view(), &self.claim)?.is_some() {
+                return Ok(None);
+            }
+        }
+        self.line.wait_turn(&self.node, &self.claim, &self.session).await.map(Some)
     }
 
     fn granted(&mut self, cluster: Cluster, name: String, lapses: u64) -> Guard {
@@ -246,10 +262,12 @@ where
     done
 }
 
-/// Waits for `work` until the patience is over that began at `started`, or the caller is `gone`.
+/// Waits for `work` until the patience is over that began at `started` (`why` says what it was that took too long), or the
+/// caller is `gone`.
 pub(crate) async fn patiently<T>(
     started: Instant,
     patience: Duration,
+    why: Obstacle,
     gone: &mut oneshot::Receiver<()>,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
@@ -257,8 +275,6 @@ pub(crate) async fn patiently<T>(
     match select(gone, work).await {
         Either::Right((Ok(done), _)) => done,
         // On the left, nobody is there to receive this answer.
-        Either::Left(_) | Either::Right((Err(_), _)) => {
-            Err(Error::NotApplied { why: Obstacle::Held, waited: started.elapsed() })
-        }
+        Either::Left(_) | Either::Right((Err(_), _)) => Err(Error::NotApplied { why, waited: started.elapsed() }),
     }
 }

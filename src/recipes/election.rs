@@ -143,14 +143,15 @@ impl<V: Value> Election<V> {
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn inspect(&self) -> Result<ElectionState<V>, Error> {
-        let claims = self.request.inspect(self.line()?).await?;
+        let line = self.line()?;
+        let claims = self.request.look(move |view| line.claims(view)).await?;
         let leader = claims.first().map(Leader::read).transpose()?;
         let candidates = claims.iter().skip(1).map(Claimant::read).collect::<Result<_, _>>()?;
         Ok(ElectionState { leader, candidates })
     }
 
     fn line(&self) -> Result<Line, Error> {
-        Ok(Line { recipe: RECIPE, name: self.request.checked_name("election name")? })
+        Ok(Line::new(RECIPE, self.request.checked_name("election name")?))
     }
 }
 

@@ -1,10 +1,10 @@
 //! Who stands in a line, for people to read.
 
 use super::attempt::Request;
-use super::claim::Line;
 use crate::command::KeyValue;
 use crate::error::Error;
 use crate::format::claim::{ClaimNote, decode_claim};
+use crate::storage::view::View;
 use crate::types::{Fence, LeaseId};
 
 /// One claim on a lock or whatever else there is a line for.
@@ -43,13 +43,12 @@ pub(crate) fn note(claim: &KeyValue) -> Result<ClaimNote, Error> {
 }
 
 impl Request {
-    /// The claims of the line as of one linearizable moment, the first one first.
-    pub(crate) async fn inspect(&self, line: Line) -> Result<Vec<KeyValue>, Error> {
+    /// Looks at one linearizable moment.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&View) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let timeout = self.step_timeout();
-        let looking = self.cluster.on_node(move |node| async move {
-            let view = node.linearizable_view(timeout).await?;
-            line.claims(&view)
-        });
-        looking.await
+        self.cluster.on_node(move |node| async move { look(&*node.linearizable_view(timeout).await?) }).await
     }
 }

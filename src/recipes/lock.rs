@@ -70,13 +70,14 @@ impl Lock {
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn inspect(&self) -> Result<LockState, Error> {
-        let claims = self.request.inspect(self.line()?).await?;
+        let line = self.line()?;
+        let claims = self.request.look(move |view| line.claims(view)).await?;
         let mut claimants = claims.iter().map(Claimant::read).collect::<Result<Vec<_>, _>>()?.into_iter();
         Ok(LockState { holder: claimants.next(), waiters: claimants.collect() })
     }
 
     fn line(&self) -> Result<Line, Error> {
-        Ok(Line { recipe: RECIPE, name: self.request.checked_name("lock name")? })
+        Ok(Line::new(RECIPE, self.request.checked_name("lock name")?))
     }
 
     async fn take(self, queue: bool) -> Result<Option<LockGuard>, Error> {

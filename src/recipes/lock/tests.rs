@@ -531,7 +531,7 @@ async fn a_line_that_is_full_refuses_the_next_claim() {
     let trio = Trio::start().await;
     let cluster = &trio.nodes[0];
     let session = cluster.session().ttl(ms(60_000)).await.expect("opens");
-    let line = Line { recipe: RECIPE, name: "l".into() };
+    let line = Line::new(RECIPE, "l".into());
     let note = ClaimNote { member: String::new(), session: String::new(), payload: Bytes::new() };
     let mut last = Revision::ZERO;
     for nth in 0..CLAIMS_MAX {
