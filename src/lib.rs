@@ -101,6 +101,7 @@ pub use crate::recipes::election::{
 };
 pub use crate::recipes::inspect::Claimant;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
 pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
 pub use crate::types::{

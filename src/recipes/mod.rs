@@ -15,6 +15,7 @@ pub(crate) mod guard;
 pub(crate) mod hold;
 pub(crate) mod inspect;
 pub(crate) mod lock;
+pub(crate) mod rwlock;
 pub(crate) mod semaphore;
 #[cfg(test)]
 pub(crate) mod testing;
