@@ -96,6 +96,7 @@ pub use crate::codec::{Json, Raw, Value};
 pub use crate::config::{Runtime, Timing};
 pub use crate::error::{Error, FormationError, Obstacle, StartError};
 pub use crate::node::Formation;
+pub use crate::recipes::barrier::{BARRIER_PARTIES_MAX, Barrier, BarrierState, Meeting};
 pub use crate::recipes::election::{
     Campaign, ELECTION_VALUE_BYTES_MAX, Election, ElectionState, Leader, Leadership, Observe, TryCampaign,
 };

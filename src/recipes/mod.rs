@@ -9,6 +9,7 @@
 //! * [`inspect`]: who stands in a line.
 
 pub(crate) mod attempt;
+pub(crate) mod barrier;
 pub(crate) mod claim;
 pub(crate) mod election;
 pub(crate) mod guard;
