@@ -97,10 +97,12 @@ pub use crate::config::{Runtime, Timing};
 pub use crate::error::{Error, FormationError, Obstacle, StartError};
 pub use crate::node::Formation;
 pub use crate::recipes::barrier::{BARRIER_PARTIES_MAX, Barrier, BarrierState, Meeting};
+pub use crate::recipes::counter::Counter;
 pub use crate::recipes::election::{
     Campaign, ELECTION_VALUE_BYTES_MAX, Election, ElectionState, Leader, Leadership, Observe, TryCampaign,
 };
 pub use crate::recipes::inspect::Claimant;
+pub use crate::recipes::latch::Latch;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
 pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
 pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
