@@ -1,7 +1,7 @@
 //! Barriers of three nodes on a paused clock.
 
 use super::*;
-use crate::api::testing::{Trio, eventually, ms};
+use crate::api::testing::{Trio, eventually, ms, until};
 use crate::recipes::testing::{TTL, claims, standing, traces, wipe};
 use crate::rt;
 
@@ -163,6 +163,47 @@ async fn giving_up_at_any_moment_leaves_nothing_but_the_size_behind() {
         assert_eq!(traces(cluster), before, "given up around the meeting after {after} ms");
     }
     trio.stop().await;
+}
+
+/// The call is on its way when one of those who are called goes: it is not brought back, and the others meet with it or not at
+/// all.
+#[tokio::test(start_paused = true)]
+async fn a_party_that_leaves_while_the_meeting_is_called_is_not_brought_back() {
+    let trio = Trio::start().await;
+    let (leader, caller, other) = trio.roles().await;
+    let mut sessions = Vec::new();
+    for place in 0..3 {
+        sessions.push(trio.nodes[place].session().ttl(ms(600_000)).await.expect("opens"));
+    }
+    let party = |place: usize| trio.nodes[place].barrier("b", 3).session(&sessions[place]);
+    let mut met = 0;
+    for after in 0..60 {
+        let coming = |place: usize| {
+            let party = party(place);
+            rt::spawn("coming", async move { party.wait().await })
+        };
+        let first = coming(caller);
+        until("one waits", || waits(&trio.nodes[leader]) == 1).await;
+        let second = coming(other);
+        until("two wait", || waits(&trio.nodes[leader]) == 2).await;
+        trio.network.delay(ms(5));
+        let third = rt::timeout(ms(after), party(leader).wait()).await;
+        rt::sleep(ms(300)).await;
+        trio.network.delay(ms(0));
+        assert_eq!(first.is_finished(), second.is_finished(), "after {after} ms");
+        assert!(third.is_err() || first.is_finished(), "after {after} ms: {third:?}");
+        met += usize::from(first.is_finished());
+        first.abort();
+        second.abort();
+        until("nobody is left", || waits(&trio.nodes[leader]) == 0).await;
+    }
+    assert!((1..60).contains(&met), "the schedules do not reach both ends: {met}");
+    trio.stop().await;
+}
+
+/// Claims beside the size.
+fn waits(cluster: &Cluster) -> usize {
+    claims(cluster).len().saturating_sub(1)
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,7 +53,11 @@ async fn candidates_lead_in_the_order_in_which_they_came_and_every_observer_sees
     assert_eq!(state.leader.as_ref().map(|leader| (leader.value.as_str(), leader.member.as_str())), Some(("0", "a")));
     let members: Vec<_> = state.candidates.iter().map(|candidate| candidate.member.as_str()).collect();
     assert_eq!(members, ["b", "c", "a", "b"]);
-    let mut expected = vec![None, Some(("0".to_string(), leader.fence()))];
+    // Candidates are not leaders.
+    for observer in &mut observers {
+        assert_eq!(told(observer, 2).await, [None, Some(("0".to_string(), leader.fence()))]);
+    }
+    let mut expected = Vec::new();
     for (nth, next) in waiting.into_iter().enumerate() {
         assert!(!next.is_finished());
         let before = leader.fence();
@@ -148,15 +152,16 @@ async fn the_work_of_two_leaders_never_overlaps_and_observers_see_rising_fences(
         }
         rt::sleep(ms(8000)).await;
         drop(tasks);
-        let seen = seen.lock().unwrap();
-        assert!(seen.wrong.is_empty(), "seed {seed}: {:?}", seen.wrong);
-        assert!(seen.terms.iter().all(|terms| *terms > 1), "seed {seed}: somebody starved: {:?}", seen.terms);
+        {
+            let seen = seen.lock().unwrap();
+            assert!(seen.wrong.is_empty(), "seed {seed}: {:?}", seen.wrong);
+            assert!(seen.terms.iter().all(|terms| *terms > 1), "seed {seed}: somebody starved: {:?}", seen.terms);
+        }
         for leaders in observed.lock().unwrap().iter() {
             let fences: Vec<Fence> = leaders.iter().flatten().copied().collect();
             assert!(fences.is_sorted_by(|a, b| a < b), "seed {seed}: {leaders:?}");
             assert!(fences.len() > 3, "seed {seed}: {leaders:?}");
         }
-        drop(seen);
         trio.stop().await;
     }
 }
@@ -323,6 +328,14 @@ async fn a_run_ends_with_what_another_campaign_would_not_mend() {
     assert_eq!(running.await.expect("no panic"), Err(Error::LeaseNotFound { lease }));
     // What the work has kept of its leadership does not keep the office.
     let kept = election(node).run(&String::new(), |lead| async move { lead }).await.expect("done");
+    assert_eq!((kept.valid_for(), kept.lost().await), (Duration::ZERO, LostReason::Released));
+    let lent = Arc::new(Mutex::new(None));
+    let lend = |lead: Arc<Leadership<String>>| {
+        *lent.lock().unwrap() = Some(lead);
+        pending::<()>()
+    };
+    assert!(rt::timeout(ms(500), election(node).run(&String::new(), lend)).await.is_err(), "the work never ends");
+    let kept = lent.lock().unwrap().take().expect("it led");
     assert_eq!((kept.valid_for(), kept.lost().await), (Duration::ZERO, LostReason::Released));
     let holder = lead(&trio.nodes[1], "holder").await;
     let timed = election(node).timeout(ms(300)).run(&String::new(), never).await;

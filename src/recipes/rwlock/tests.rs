@@ -139,11 +139,12 @@ async fn through_isolations_no_writer_is_ever_together_with_anybody() {
         }
         rt::sleep(ms(5000)).await;
         drop(contenders);
-        let seen = seen.lock().unwrap();
-        assert!(seen.wrong.is_empty(), "seed {seed}: {:?}", seen.wrong);
-        assert!(seen.grants.iter().all(|grants| *grants > 1), "seed {seed}: somebody starved: {:?}", seen.grants);
-        assert!(seen.together > 1, "seed {seed}: readers never shared");
-        drop(seen);
+        {
+            let seen = seen.lock().unwrap();
+            assert!(seen.wrong.is_empty(), "seed {seed}: {:?}", seen.wrong);
+            assert!(seen.grants.iter().all(|grants| *grants > 1), "seed {seed}: somebody starved: {:?}", seen.grants);
+            assert!(seen.together > 1, "seed {seed}: readers never shared");
+        }
         trio.stop().await;
     }
 }

@@ -105,10 +105,11 @@ async fn through_isolations_no_more_permits_are_valid_at_once_than_there_are() {
         }
         rt::sleep(ms(5000)).await;
         drop(contenders);
-        let seen = seen.lock().unwrap();
-        assert!(seen.wrong.is_empty(), "seed {seed}: {:?}", seen.wrong);
-        assert!(seen.grants.iter().all(|grants| *grants > 1), "seed {seed}: somebody starved: {:?}", seen.grants);
-        drop(seen);
+        {
+            let seen = seen.lock().unwrap();
+            assert!(seen.wrong.is_empty(), "seed {seed}: {:?}", seen.wrong);
+            assert!(seen.grants.iter().all(|grants| *grants > 1), "seed {seed}: somebody starved: {:?}", seen.grants);
+        }
         trio.stop().await;
     }
 }
@@ -142,7 +143,7 @@ async fn another_size_is_refused_until_the_old_one_is_removed() {
     for node in &trio.nodes {
         let what = "permits of the semaphore";
         for given in [1, 3] {
-            let other = || node.semaphore("s", given).ttl(TTL);
+            let other = || node.semaphore("s", given).ttl(TTL).timeout(ms(2000));
             assert_eq!(other().await.map(|permit| permit.fence()), Err(Error::Mismatch { what, stored: 2, given }));
             // Whether one would be free by that count or not.
             let tried = other().try_now().await.map(|permit| permit.is_some());
