@@ -71,11 +71,11 @@ async fn a_latch_that_was_removed_is_closed_again_for_whoever_comes_then_and_tak
     assert_eq!((other.count_down().await, other.left().await), (mismatch.clone(), mismatch));
     assert_eq!(other.wait().await, Err(Error::Mismatch { what, stored: 3, given: 2 }));
     let leader = trio.leader().await;
-    trio.network.delay(ms(20));
+    trio.network.delay(ms(5));
     latch(&trio.nodes[leader]).remove().await.expect("removed");
     for node in trio.nodes.iter().cycle().skip(leader + 1).take(3) {
         // Also on a node that has not heard of the removal yet.
-        let late = node.latch("l", 2).timeout(ms(200)).wait().await;
+        let late = node.latch("l", 2).timeout(ms(2000)).wait().await;
         assert!(matches!(late, Err(Error::NotApplied { why: Obstacle::Waiting, .. })), "{late:?}");
     }
     trio.network.delay(ms(0));
