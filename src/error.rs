@@ -163,6 +163,18 @@ pub enum Error {
         /// The lease.
         lease: LeaseId,
     },
+    /// Others use this name with another size. Name theirs, choose another name, or remove the old one when nobody uses it.
+    #[error(
+        "{what}: there are {stored}, but {given} were asked for: name the same number, or remove the old one first"
+    )]
+    Mismatch {
+        /// What has the size.
+        what: &'static str,
+        /// The size it has.
+        stored: u64,
+        /// The size that was asked for.
+        given: u64,
+    },
     /// The guard was superseded; what it protected now belongs to somebody else. Stop the work it covered.
     #[error("superseded: the claim of fence {held} is gone (revision {current}); stop the work it covered")]
     Fenced {
@@ -257,9 +269,12 @@ pub enum Obstacle {
     /// Somebody resolved the write's ticket before it was decided, so that it never will be.
     #[error("its ticket was resolved as never applied")]
     Sealed,
-    /// The lock is held and the caller did not want to wait (any longer).
+    /// The lock, office or permit is held, and the caller did not want to wait (any longer).
     #[error("held by somebody else")]
     Held,
+    /// Others were waited for who did not come in time.
+    #[error("others have not come yet")]
+    Waiting,
 }
 
 /// The disk, or what was read from it, broke. The first one stops the node for good.

@@ -35,7 +35,9 @@
 //! * **Watches** are ordered, whole, resumable, and never lossy without saying so ([`Cluster::watch`]).
 //! * **Leases never end early**, and never by anybody's wall clock.
 //! * **Locks** have one holder in the state, strictly increasing [`Fence`]s, and guards that are lost before another can hold
-//!   ([`Cluster::lock`]).
+//!   ([`Cluster::lock`]). So have elections, reader-writer locks and semaphores ([`Cluster::election`], [`Cluster::rwlock`],
+//!   [`Cluster::semaphore`]). Barriers, latches and counters count each party, event and addition once ([`Cluster::barrier`],
+//!   [`Cluster::latch`], [`Cluster::counter`]).
 //! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted.
 //!
 //! Not promised: tolerance of nodes that lie; exclusion at a resource that does not check the fence; room for more than one
@@ -110,7 +112,16 @@ pub use crate::codec::{Bincode, Codec, Json, Raw, Upgrade, Value, upgrade, upgra
 pub use crate::config::{Runtime, Timing};
 pub use crate::error::{Error, FormationError, KeyError, Obstacle, StartError};
 pub use crate::node::Formation;
-pub use crate::recipes::lock::{Claimant, LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::barrier::{BARRIER_PARTIES_MAX, Barrier, BarrierState, Meeting};
+pub use crate::recipes::counter::Counter;
+pub use crate::recipes::election::{
+    Campaign, ELECTION_VALUE_BYTES_MAX, Election, ElectionState, Leader, Leadership, Observe, TryCampaign,
+};
+pub use crate::recipes::inspect::Claimant;
+pub use crate::recipes::latch::Latch;
+pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
+pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
 pub use crate::types::{
     ClientId, ClusterId, Fence, KEY_BYTES_MAX, LeaseId, Member, NodeId, Peer, Revision, TABLE_NAME_BYTES_MAX, TTL_MAX,

@@ -19,6 +19,10 @@ pub(crate) const HUNG: Duration = Duration::from_secs(120);
 
 pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
 
+pub(crate) fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
 /// Three connected nodes with [`Timing::fast`]: elections after 200 to 400 ms of silence.
 pub(crate) struct Trio {
     pub(crate) network: MemoryNetwork,

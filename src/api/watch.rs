@@ -9,7 +9,7 @@
 //!
 //! [`feed`] does this in stored form; here values get their types.
 
-mod feed;
+pub(crate) mod feed;
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -82,13 +82,13 @@ async fn a_disk_error_stops_its_node_for_good_and_the_others_go_on() {
         }
         eventually("the node has stopped", || matches!(node.status().health, Health::Stopped(_))).await;
         let told = node.set("k", &9).await;
-        assert!(matches!(&told, Err(Error::Stopped { reason }) if reason.contains(".redb")), "{told:?}");
+        assert!(matches!(&told, Err(Error::Stopped { reason }) if reason.contains("injected")), "{told:?}");
         assert!(matches!(node.get::<i32>("k").await, Err(Error::Stopped { .. })));
         let status = node.status();
         assert!(!status.is_leader && status.leader.is_none(), "{status:?}");
         node.shutdown().await.expect("shuts down");
         let reopened = group.builder(victim).await;
-        assert!(matches!(&reopened, Err(StartError::Failed { reason, .. }) if reason.contains("redb")), "{reopened:?}");
+        assert!(matches!(&reopened, Err(StartError::Failed { reason, .. }) if reason.contains("injected")), "{reopened:?}");
         group.release(victim);
         group.node(other).set("k", &10).await.expect("the others go on");
     }

@@ -47,6 +47,11 @@ impl Hold {
         hold
     }
 
+    /// The session it lives by.
+    pub(crate) fn session(&self) -> &Arc<Lifeline> {
+        &self.session
+    }
+
     /// How long the claim certainly holds from now on; zero once it is lost.
     pub(crate) fn valid_for(&self) -> Duration {
         let (standing, now) = (self.session.standing(), rt::boot_now());

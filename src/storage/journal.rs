@@ -288,7 +288,7 @@ mod tests {
         }
 
         fn bytes(&self) -> Vec<u8> {
-            fs::read(self.dir.path().join("log.redb")).unwrap()
+            fs::read(self.dir.path().join(File::Log.name())).unwrap()
         }
     }
 
@@ -350,7 +350,7 @@ mod tests {
     fn a_record_that_the_end_of_the_process_cut_short_never_was_and_damage_is_refused() {
         let place = Place::new();
         drop(written(&place));
-        let path = place.journals.path().join("log.redb.journal");
+        let path = place.journals.path().join(format!("{}.journal", File::Log.name()));
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
         let file = place.open();

@@ -4,16 +4,12 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::api::keys::{prefix, stored_key};
-use crate::api::testing::{Trio, eventually, until};
+use crate::api::testing::{Dice, Trio, eventually, ms, until};
 use crate::api::txn::put;
 use crate::command::KeyRange;
 use crate::types::Revision;
 
 const TTL: Duration = Duration::from_millis(1500);
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
 
 async fn open(cluster: &Cluster) -> Session {
     cluster.session().ttl(TTL).name("s").await.expect("opens")
@@ -27,16 +23,6 @@ fn leases(cluster: &Cluster) -> BTreeSet<LeaseId> {
 
 fn has(cluster: &Cluster, key: &str) -> bool {
     cluster.node().state().view().get(&stored_key(key).expect("valid")).expect("readable").is_some()
-}
-
-/// A small generator of its own, so that a seed means the same for ever.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % sides
-    }
 }
 
 /// L1, L8.

@@ -1,20 +1,21 @@
 //! Locks of three nodes on a paused clock. K1 to K7 are the properties of locks.
 
-use std::sync::Mutex;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 use super::*;
-use crate::api::testing::{NAMES, Trio, eventually, until};
+use crate::api::testing::{Dice, NAMES, Trio, eventually, ms, until};
 use crate::api::txn::{put, read, when};
-use crate::command::{Command, KeyRange};
+use crate::command::{Attach, Command};
+use crate::error::Obstacle;
+use crate::format::claim::ClaimNote;
+use crate::recipes::claim::Placed;
+use crate::recipes::testing::{SetOnDrop, TTL, claims, standing, traces, wipe};
+use crate::rt::{self, Instant};
 use crate::types::Revision;
-
-/// The shortest a lock may have with the trio's timing: three times 400 ms.
-const TTL: Duration = Duration::from_millis(1200);
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
 
 async fn take(cluster: &Cluster) -> LockGuard {
     cluster.lock("l").ttl(TTL).await.expect("granted")
@@ -25,40 +26,8 @@ fn taking(cluster: &Cluster) -> rt::Task<Result<LockGuard, Error>> {
     rt::spawn("taking", cluster.lock("l").ttl(TTL).into_future())
 }
 
-/// Every claim of every lock, as this node has applied it.
-fn claims(cluster: &Cluster) -> Vec<KeyValue> {
-    let all = KeyRange { start: Bytes::from_static(b"\x02"), end: Some(Bytes::from_static(b"\x03")) };
-    cluster.node().state().view().range(&all, 1000, false).expect("readable").0
-}
-
-/// What a lock may leave behind: claims, and the leases they hung on.
-fn traces(cluster: &Cluster) -> (usize, usize) {
-    (claims(cluster).len(), cluster.node().state().view().leases().expect("readable").len())
-}
-
-async fn standing(cluster: &Cluster, count: usize) {
-    until("claims", || claims(cluster).len() == count).await;
-}
-
-/// Deletes every claim, as nobody should.
-async fn wipe(cluster: &Cluster) {
-    let keys = KeyRange { start: Bytes::from_static(b"\x02"), end: Some(Bytes::from_static(b"\x03")) };
-    let txn =
-        crate::command::Txn { then: vec![crate::command::Op::Delete { keys, prev: false }], ..Default::default() };
-    cluster.node().housekeep(Command::Txn(txn), ms(5000)).await.expect("carried out");
-}
-
 fn applied(cluster: &Cluster) -> u64 {
     cluster.node().state().view().applied.expect("formed").index
-}
-
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % sides
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -281,14 +250,6 @@ async fn a_holder_that_is_cut_off_is_told_before_anybody_else_is_granted_the_loc
     trio.stop().await;
 }
 
-struct SetOnDrop(Arc<AtomicBool>);
-
-impl Drop for SetOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// K5: nothing has had a chance to run between the machine's waking up and the next poll.
 #[tokio::test(start_paused = true)]
 async fn after_a_sleep_beyond_the_deadline_the_guarded_work_is_not_polled_once_more() {
@@ -391,7 +352,7 @@ async fn a_guard_whose_claim_is_deleted_by_anybody_is_lost_at_once_and_its_relea
 async fn dropping_a_guard_releases_it_and_withdrawing_a_claim_twice_does_nothing_more() {
     let trio = Trio::start().await;
     let guard = take(&trio.nodes[0]).await;
-    let (hold, lost) = (guard.hold.clone(), guard.lost());
+    let (hold, lost) = (guard.guard.hold.clone(), guard.lost());
     drop(guard);
     assert_eq!(lost.await, LostReason::Released);
     let next = rt::timeout(TTL / 2, take(&trio.nodes[1])).await.expect("left to expire");
@@ -570,7 +531,7 @@ async fn a_line_that_is_full_refuses_the_next_claim() {
     let trio = Trio::start().await;
     let cluster = &trio.nodes[0];
     let session = cluster.session().ttl(ms(60_000)).await.expect("opens");
-    let line = Line { recipe: RECIPE, name: "l".into() };
+    let line = Line::new(RECIPE, "l".into());
     let note = ClaimNote { member: String::new(), session: String::new(), payload: Bytes::new() };
     let mut last = Revision::ZERO;
     for nth in 0..CLAIMS_MAX {

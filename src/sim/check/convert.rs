@@ -12,7 +12,8 @@ use super::recorder::Pending;
 use super::watch::{WatchEvent, WatchRecord, WatchStep};
 use crate::api::cluster::Outcome as Resolved;
 use crate::api::keys::shown;
-use crate::api::kv::{Cas, Entries, Entry, Replaced};
+use crate::api::kv::{Cas, Entry, Replaced};
+use crate::api::range::Entries;
 use crate::api::txn::TxnOutcome;
 use crate::api::watch::{Batch, BatchKind, Cause, Event};
 use crate::codec::Value;
@@ -45,11 +46,12 @@ impl Outcome {
             | Error::NotApplied { .. }
             | Error::LeaseNotFound { .. }
             | Error::Fenced { .. }
+            | Error::Mismatch { .. }
             | Error::Compacted { .. }
             | Error::NoSpace { .. }
             | Error::Formation(_) => (Outcome::Fail, None),
             // It may be the answer of a write that cannot be read, or the node stopped with the write under way.
-            Error::Codec { .. } | Error::Stopped { .. } => (Outcome::Unknown, None),
+            Error::Codec { .. } | Error::Key { .. } | Error::Stopped { .. } => (Outcome::Unknown, None),
         }
     }
 }
