@@ -15,6 +15,7 @@ use crate::format::log::{
     encode_row, entry_bytes,
 };
 use crate::format::wire::DecodeError;
+use crate::rt::mutant;
 use crate::rt::worker::panic_message;
 use crate::types::{LogEntry, LogId, Vote};
 
@@ -196,6 +197,9 @@ pub(super) fn load(db: &Database) -> Result<Loaded, RowsError> {
     for found in table.range(..INDEX_END)? {
         let (key, row) = found?;
         let key = key.value();
+        if mutant("truncate_on_crc_error") && !is_whole(row.value(), key) {
+            break;
+        }
         let head = at(key, RowHead::read(row.value(), key))?;
         loaded.bytes += row.value().len() as u64;
         if purged.is_some_and(|purged| head.last() <= purged.index) {
@@ -217,6 +221,11 @@ pub(super) fn load(db: &Database) -> Result<Loaded, RowsError> {
         }
     }
     Ok(loaded)
+}
+
+/// A mutant's question.
+fn is_whole(row: &[u8], key: u64) -> bool {
+    RowReader::new(Bytes::copy_from_slice(row), key).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok()))
 }
 
 /// The entries of `range`, all of which are in the file, up to `bytes_max`; at least one.
