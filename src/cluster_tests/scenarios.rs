@@ -350,3 +350,22 @@ fn frames_with_flipped_bits_are_refused_and_everything_else_goes_on() {
         assert!(sim.net().counts().flipped > 50, "{:?}", sim.net().counts());
     });
 }
+
+#[test]
+fn what_was_acknowledged_this_moment_survives_the_power_failure_of_all_disks_however_slow() {
+    three(14, |sim, trio| async move {
+        let mut leader = trio.leader;
+        for i in 0..4 {
+            for name in sim.names() {
+                sim.slow_disk(&name, SECOND / 5, SECOND / 5).unwrap();
+            }
+            written(&node(&sim, &leader), "k", i).await;
+            for name in sim.names() {
+                sim.crash(&name, LostWrites::All).unwrap();
+            }
+            sim.recover();
+            leader = settled(&sim).await.leader;
+            assert_eq!(found(&node(&sim, &leader), "k").await.unwrap(), Some(i));
+        }
+    });
+}
