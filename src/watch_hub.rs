@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use crate::command::{Change, KeyRange};
+use crate::rt::mutant;
 use crate::types::Revision;
 
 /// Most bytes of keys and values kept; the newest revision is kept whatever its size.
@@ -270,6 +271,9 @@ impl Hub {
             return;
         }
         let before = std::mem::replace(&mut self.revision, revision);
+        if mutant("watch_drop_on_snapshot") {
+            return;
+        }
         self.kept_after = revision;
         self.kept.clear();
         self.kept_bytes = 0;

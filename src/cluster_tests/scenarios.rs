@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::support::converged;
 use crate::api::cluster::{Cluster, Outcome};
 use crate::api::txn::put;
 use crate::config::Timing;
@@ -349,4 +350,47 @@ fn frames_with_flipped_bits_are_refused_and_everything_else_goes_on() {
         assert_eq!(found(&node(&sim, &trio.leader), "k").await.unwrap(), Some(29));
         assert!(sim.net().counts().flipped > 50, "{:?}", sim.net().counts());
     });
+}
+
+#[test]
+fn what_was_acknowledged_this_moment_survives_the_power_failure_of_all_disks_however_slow() {
+    three(14, |sim, trio| async move {
+        let mut leader = trio.leader;
+        for i in 0..4 {
+            for name in sim.names() {
+                sim.slow_disk(&name, SECOND / 5, SECOND / 5).unwrap();
+            }
+            written(&node(&sim, &leader), "k", i).await;
+            for name in sim.names() {
+                sim.crash(&name, LostWrites::All).unwrap();
+            }
+            sim.recover();
+            leader = settled(&sim).await.leader;
+            assert_eq!(found(&node(&sim, &leader), "k").await.unwrap(), Some(i));
+        }
+    });
+}
+
+#[test]
+fn a_leader_that_restarts_without_what_it_had_only_sent_gives_no_place_in_the_log_twice() {
+    for seed in 15..18 {
+        three(seed, |sim, trio| async move {
+            let leader = trio.leader.as_str();
+            written(&node(&sim, leader), "before", 0).await;
+            sim.hang_disk(leader).unwrap();
+            // The others have them on disk, and the leader nowhere.
+            let old = node(&sim, leader);
+            let sent = (0..5u64).map(|i| old.set(format!("sent/{i}"), &i).timeout(SECOND / 20).into_future());
+            futures::future::join_all(sent).await;
+            sim.crash(leader, LostWrites::All).unwrap();
+            sim.mend_disk(leader).unwrap();
+            sim.restart(leader).unwrap();
+            let again = settled(&sim).await.leader;
+            for i in 0..5 {
+                written(&node(&sim, &again), &format!("after/{i}"), i).await;
+            }
+            let nodes: Vec<Cluster> = sim.open().into_iter().map(|(_, node)| node).collect();
+            converged(&nodes, &format!("seed {seed}")).await;
+        });
+    }
 }

@@ -88,7 +88,10 @@ async fn a_disk_error_stops_its_node_for_good_and_the_others_go_on() {
         assert!(!status.is_leader && status.leader.is_none(), "{status:?}");
         node.shutdown().await.expect("shuts down");
         let reopened = group.builder(victim).await;
-        assert!(matches!(&reopened, Err(StartError::Failed { reason, .. }) if reason.contains("injected")), "{reopened:?}");
+        assert!(
+            matches!(&reopened, Err(StartError::Failed { reason, .. }) if reason.contains("injected")),
+            "{reopened:?}"
+        );
         group.release(victim);
         group.node(other).set("k", &10).await.expect("the others go on");
     }

@@ -148,6 +148,8 @@ async fn open(sim: &Sim, name: &str) -> Cluster {
 }
 
 fn judge(plan: &Plan, ledger: &Ledger, nodes: &[Cluster]) -> Harvest {
+    let broken = ledger.broken();
+    assert!(broken.is_empty(), "sessions that were sure had lost their keys: {broken:#?}");
     let evidence = ledger.evidence(&nodes[0], plan.stands_still());
     let report = evidence.judge();
     assert!(report.violations.is_empty(), "{report}");
@@ -187,6 +189,13 @@ fn play_all(seeds: impl Iterator<Item = u64>, chaos: Duration) -> (u64, Harvest,
 fn whatever_happens_nodes_keep_their_word_and_find_together_again() {
     let (played, all, _) = play_all(seeds(3..6), 5 * SECOND);
     assert!(all.commits as u64 > 50 * played, "nothing much was tested: {all:?}");
+}
+
+/// What `.ci/mutants` plays until a seed fails.
+#[test]
+#[ignore = "minutes; for .ci/mutants, which says which seeds"]
+fn every_seed_that_is_asked_for_keeps_every_promise() {
+    play_all(seeds(1..21), 15 * SECOND);
 }
 
 /// For `--profile sim`, whose clusters are ten times as fast: more seeds, half of them each so that two cores have work.

@@ -3,6 +3,7 @@
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 
 use crate::config::{Retention, Timing};
+use crate::rt::mutant;
 
 /// Most entries in one append frame; the byte budget usually ends it first.
 const FRAME_ENTRIES_MAX: u64 = 2048;
@@ -61,7 +62,7 @@ pub(super) fn config(name: &str, timing: &Timing, retention: Retention) -> Confi
         allow_log_reversion: Some(false),
         // Never: our followers flush and commit before the leader does, so a leader that restarts on its old vote can
         // give one log id to two payloads (reproduced; acknowledged writes are lost).
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(mutant("restore_leader")),
         ..Config::default()
     }
 }

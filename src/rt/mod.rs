@@ -9,7 +9,7 @@
 //! * [`task`] and [`runtime`]: named tasks whose panics are kept, and the runtime of one node.
 //! * [`watch`]: a value whose watchers are woken in the order in which they began to wait.
 //! * [`random`]: identifiers and nonces.
-//! * [`marks`]: that something worth testing has happened, for tests.
+//! * [`marks`]: that something worth testing has happened, for tests. [`mutant`]: what tests must notice.
 //! * [`consensus`]: all of that for the consensus library.
 //! * [`sim`]: simulated processes that all of it belongs to, in tests and with the feature of that name. [`scope`] is the one
 //!   place where the rest of this folder asks for it.
@@ -23,6 +23,7 @@
 pub(crate) mod clock;
 pub(crate) mod consensus;
 pub(crate) mod marks;
+mod mutant;
 pub(crate) mod random;
 pub(crate) mod runtime;
 #[cfg(not(any(test, feature = "sim")))]
@@ -37,6 +38,7 @@ pub(crate) mod worker;
 pub(crate) use clock::{Instant, boot_now, sleep, timeout, timeout_at, wall_ms};
 pub(crate) use consensus::Rt;
 pub(crate) use marks::{Mark, mark};
+pub(crate) use mutant::{hash_order, mutant};
 pub(crate) use random::{random_u64, random_u128};
 pub(crate) use runtime::{NodeRuntime, RuntimeKind};
 #[cfg(any(test, feature = "sim"))]

@@ -13,6 +13,7 @@ use super::state::version_of;
 use super::{RowError, Rows, State};
 use crate::command::{Change, ChangeKind, Command, Effects, LeaseChange, Proposal, RecordId, Refusal, Response, Stamp};
 use crate::format::record::{Record, encode_record};
+use crate::rt::{self, mutant};
 use crate::types::{LeaseId, LogId, Revision, Ticket};
 
 /// An entry that is being applied: where it stands, who sent it, and what it has come to so far.
@@ -107,7 +108,7 @@ impl State {
             lease,
             origin: entry.proposal.origin,
             ticket: entry.proposal.stamp.map(|Stamp { client, seq, .. }| Ticket { client, seq }),
-            wall_ms: entry.proposal.wall_ms,
+            wall_ms: if mutant("apply_reads_clock") { rt::wall_ms() } else { entry.proposal.wall_ms },
             index: entry.at.index,
         };
         let stored = encode_record(id, &record);

@@ -26,7 +26,7 @@ use crate::format::command::{decode_response, encode_response};
 use crate::format::rows::{
     AnswerRow, ClientRow, LeaseKind, Outcome, answer_key, client_key, decode_answer, encode_answer, encode_client,
 };
-use crate::rt::{Mark, mark};
+use crate::rt::{Mark, mark, mutant};
 use crate::types::{ClientId, Revision, Ticket};
 
 /// Client records that can be open at once; beyond, opening one is refused. None is ever dropped to make room.
@@ -136,11 +136,15 @@ impl State {
             Place::Open => {
                 let response = self.decide(rows, entry)?;
                 let applied = applied(&response, self.meta.revision);
+                if applied.is_none() && mutant("record_only_effective") {
+                    return Ok(response);
+                }
                 self.remember(rows, ticket, outcome(applied, &response))?;
                 return Ok(response);
             }
             Place::Forgotten { low } => Response::Refused(Refusal::Forgotten { low }),
             Place::TooFarAhead => Response::Refused(Refusal::TooFarAhead { limit: ANSWERS_MAX }),
+            Place::Remembered if mutant("retry_without_dedup") => return self.decide(rows, entry),
             Place::Remembered => match self.recall(rows, ticket)? {
                 Outcome::Never => Response::Refused(Refusal::Sealed),
                 Outcome::Decided { response, .. } => {

@@ -12,6 +12,7 @@ use super::hash::row_hash;
 use super::{RowError, RowSpace, Rows, State};
 use crate::command::{ChangeKind, LeaseChange, Refusal, Response};
 use crate::format::rows::{LeaseKind, LeaseRow, encode_lease, lease_key};
+use crate::rt::{hash_order, mutant};
 use crate::types::{LeaderId, LeaseId};
 
 /// All leases, and the keys that hang on them.
@@ -96,7 +97,7 @@ impl State {
         lease: LeaseId,
         issued_by: LeaderId,
     ) -> Result<Response, RowError> {
-        if issued_by != entry.at.leader {
+        if issued_by != entry.at.leader && !mutant("expire_without_issuer_check") {
             return Ok(Response::ExpiryVoid);
         }
         self.end_with_keys(rows, entry, lease, ChangeKind::Expired)
@@ -131,6 +132,7 @@ impl State {
             return Ok(Response::Refused(Refusal::LeaseNotFound { lease }));
         };
         let keys: Vec<Bytes> = self.leases.keys(lease).map(Bytes::copy_from_slice).collect();
+        let keys = if mutant("hashmap_order_in_apply") { hash_order(keys) } else { keys };
         for key in keys {
             self.write(rows, entry, Step { kind, key, value: Bytes::new(), lease: Some(lease) })?;
         }

@@ -15,6 +15,7 @@ use crate::command::{
     Attach, ChangeKind, Compare, KeyRange, KeyValue, Op, OpResult, Refusal, Response, Test, Txn, TxnResponse,
 };
 use crate::format::rows::LeaseKind;
+use crate::rt::mutant;
 use crate::types::{LeaseId, Revision};
 
 impl State {
@@ -50,7 +51,8 @@ impl State {
         match (&compare.test, compare.keys.as_single()) {
             // Below the floor a delete may have left no trace, so nothing can be said.
             (Test::UnchangedSince(since), _) => {
-                Ok(*since >= self.meta.floor && !self.index.changed_since(&compare.keys, *since))
+                let floor = if mutant("local_floor") { self.swept.revision } else { self.meta.floor };
+                Ok(*since >= floor && !self.index.changed_since(&compare.keys, *since))
             }
             (Test::Absent, _) => Ok(self.live(&compare.keys, 1)?.is_empty()),
             (Test::Present, _) => Ok(!self.live(&compare.keys, 1)?.is_empty()),

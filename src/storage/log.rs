@@ -18,7 +18,7 @@ use crate::format::log::INDEX_END;
 use crate::format::log_items::{Summary, entry_bytes};
 use crate::rt::watermark::Watermark;
 use crate::rt::worker::{Drive, Driver, Mailbox, drive_from};
-use crate::rt::{Mark, mark};
+use crate::rt::{Mark, mark, mutant};
 use crate::types::{LogEntry, LogId, Vote};
 
 use super::Done;
@@ -114,6 +114,12 @@ impl Drop for Reply {
     }
 }
 
+/// A mutant's: says that something is on disk which has yet to be written.
+fn told_at_once(done: Done) -> Done {
+    done(Ok(()));
+    Box::new(|_| ())
+}
+
 fn closed() -> StorageError {
     StorageError::new(File::Log.name(), "log", "closed")
 }
@@ -162,6 +168,7 @@ impl Log {
 
     /// `done` is called once the vote is on disk, and with it everything enqueued before.
     pub(crate) fn save_vote(&self, vote: Vote, done: Done) {
+        let done = if mutant("skip_vote_fsync") { told_at_once(done) } else { done };
         self.enqueue(Write::Vote(vote), done, |state| {
             state.summary.vote = Some(vote);
             true
@@ -179,6 +186,7 @@ impl Log {
     /// If the entries do not follow each other and the end of the log. A log that has never held an entry may begin
     /// anywhere.
     pub(crate) fn append(&self, entries: Vec<LogEntry>, done: Done) {
+        let done = if mutant("ack_before_fsync") { told_at_once(done) } else { done };
         let bytes = entries.iter().map(entry_bytes).sum();
         let copy = entries.clone();
         self.enqueue(Write::Append { entries, bytes }, done, |state| state.append(copy, bytes));

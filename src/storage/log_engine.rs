@@ -24,7 +24,7 @@ use crate::error::StorageError;
 use crate::format::identity::{IdentityRow, encode_identity};
 use crate::format::log_items::{Item, Opening};
 use crate::rt::worker::{Engine, Step};
-use crate::rt::{Mark, mark};
+use crate::rt::{Mark, mark, mutant};
 use crate::types::LogId;
 
 use super::disk::File;
@@ -139,8 +139,9 @@ impl LogEngine {
     fn gather(&mut self, queue: &mut VecDeque<Op>) {
         let mut bytes: usize = self.group.iter().map(|op| op.write.bytes()).sum();
         while self.group.len() < GROUP_OPS_MAX && bytes < GROUP_BYTES_MAX {
-            let Some(op) = queue.pop_front() else { return };
-            let close = matches!(op.write, Write::Close);
+            let vote = queue.iter().position(|op| mutant("reorder_vote_append") && matches!(op.write, Write::Vote(_)));
+            let Some(op) = queue.remove(vote.unwrap_or(0)) else { return };
+            let close = matches!(op.write, Write::Close) || vote.is_some();
             bytes += op.write.bytes();
             self.group.push(op);
             if close {

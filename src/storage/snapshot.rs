@@ -21,6 +21,7 @@ use crate::format::rows::{SWEPT_KEY, decode_swept};
 use crate::format::snapshot::{Chunk, ChunkWriter, Part, SnapshotMeta, Summary, Tally, encode_meta};
 use crate::format::state::record_id;
 use crate::format::wire::DecodeError;
+use crate::rt::mutant;
 use crate::state_machine::{RowError, RowSpace, RowsRead, State};
 use crate::storage::state_rows::{PastRows, disk, undamaged};
 use crate::storage::view::Alarm;
@@ -50,6 +51,7 @@ impl SnapshotReader {
         alarm: Alarm,
     ) -> Result<Self, StorageError> {
         let garbage = undamaged(|| unreachable(&rows, floor)).map_err(|error| alarm.raise(WHAT, &error))?;
+        let meta = if mutant("snapshot_includes_extra_entry") { one_back(meta) } else { meta };
         let writer = ChunkWriter::new(&encode_meta(&meta));
         Ok(SnapshotReader { rows, meta, garbage, writer, parts: &Part::SENT, after: None, finished: false, alarm })
     }
@@ -83,6 +85,9 @@ impl SnapshotReader {
 
     /// Adds rows of `part` to the chunk; true once the chunk is full.
     fn fill_from(&mut self, part: Part) -> Result<bool, RowError> {
+        if part == Part::Answer && mutant("dedup_not_in_snapshot") {
+            return Ok(false);
+        }
         let Some(table) = self.rows.table(part)? else { return Ok(false) };
         let after = self.after.take();
         let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
@@ -106,6 +111,14 @@ impl SnapshotReader {
         decode_record(id, Bytes::copy_from_slice(value)).map_err(disk)?;
         Ok(!self.garbage.contains(&id))
     }
+}
+
+/// A mutant's: the position before the one that the rows are of.
+fn one_back(mut meta: SnapshotMeta) -> SnapshotMeta {
+    if let Some(at) = meta.last_applied.as_mut().filter(|at| at.index > 0) {
+        at.index -= 1;
+    }
+    meta
 }
 
 /// The records that are still in the table although nothing can reach them any more.

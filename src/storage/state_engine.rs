@@ -28,6 +28,7 @@ use crate::error::{StartError, StorageError};
 use crate::format::command::decode_proposal;
 use crate::format::snapshot::{SnapshotMeta, encode_meta};
 use crate::format::state::{APPLIED, POSITION, SNAPSHOT, live_table};
+use crate::rt::mutant;
 use crate::rt::watermark::Watermark;
 use crate::rt::worker::{Engine, Mailbox, Step, panic_message};
 use crate::state_machine::{RowError, State};
@@ -277,7 +278,8 @@ impl StateEngine {
 
     /// Plans a durable commit of everything taken so far.
     fn schedule(&mut self, work: Durable) {
-        self.due = Some(Due { work, log: self.log.behind(), waited: false });
+        let log = self.log.behind().filter(|_| !mutant("state_ahead_of_log"));
+        self.due = Some(Due { work, log, waited: false });
     }
 
     /// Begins the durable commit, unless the log has still to sync what was enqueued when the commit was planned.
@@ -337,7 +339,11 @@ impl StateEngine {
 
     fn build(&mut self) -> Result<Arc<View>, StorageError> {
         let meta = self.position.clone();
-        self.commit_durably(|txn| put_position(txn, SNAPSHOT, &encode_meta(&meta)))?;
+        if mutant("purge_past_durable") {
+            transact(self.db.as_ref(), Durability::None, |txn| put_position(txn, SNAPSHOT, &encode_meta(&meta)))?;
+        } else {
+            self.commit_durably(|txn| put_position(txn, SNAPSHOT, &encode_meta(&meta)))?;
+        }
         self.shared.publish_snapshot(meta);
         self.whole()
     }

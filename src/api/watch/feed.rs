@@ -17,7 +17,7 @@ use crate::api::read::read_error;
 use crate::command::{Change, ChangeKind, KeyRange, KeyValue, RecordId};
 use crate::error::Error;
 use crate::node::Node;
-use crate::rt::{Mark, mark};
+use crate::rt::{Mark, mark, mutant};
 use crate::state_machine::read::ReadError;
 use crate::storage::state::StateStore;
 use crate::storage::view::View;
@@ -152,7 +152,9 @@ impl Feed {
     /// Everything of the range up to here has been handed out.
     pub(crate) fn place(&self) -> Revision {
         match &self.doing {
-            Doing::Following if self.found.is_empty() => self.changes.settled(self.place),
+            Doing::Following if self.found.is_empty() || mutant("progress_ahead_of_events") => {
+                self.changes.settled(self.place)
+            }
             _ => self.place,
         }
     }
@@ -224,6 +226,9 @@ impl Feed {
     }
 
     fn hand_out(&mut self, batch: &watch_hub::Batch) -> Piece {
+        if mutant("watch_split_batch") && batch.changes.len() > 1 {
+            return self.hand_out_split(batch);
+        }
         let view = self.state.view();
         let mine = batch.changes.iter().filter(|change| self.keys.contains(&change.key));
         let events = mine.map(|change| stored_event(&view, change, self.prev)).collect();
@@ -237,6 +242,15 @@ impl Feed {
             Err(ReadError::Compacted { .. }) if self.lag == Lag::Coalesce => self.resync(),
             Err(error) => self.broken(error, batch.revision),
         }
+    }
+
+    /// A mutant's way: each change comes by itself.
+    fn hand_out_split(&mut self, batch: &watch_hub::Batch) -> Piece {
+        for change in batch.changes.iter().rev() {
+            let changes = vec![change.clone()];
+            self.found.push_front(Arc::new(watch_hub::Batch { revision: batch.revision, changes }));
+        }
+        Piece::Again
     }
 
     fn resync(&mut self) -> Piece {

@@ -10,7 +10,9 @@ use futures::future::{Either, select};
 
 use crate::api::cluster::Cluster;
 use crate::api::keys::prefix;
-use crate::api::txn::{list, put, read, remove, when};
+use crate::api::session::Session;
+use crate::api::txn::{Transaction, list, put, read, remove, when};
+use crate::api::watch::Batch;
 use crate::codec::decode;
 use crate::error::{Error, StartError};
 use crate::recipes::lock::LockGuard;
@@ -18,7 +20,7 @@ use crate::rt;
 use crate::rt::sim::World;
 use crate::sim::check::{
     Answer, Commit, CommitLog, Condition, Evidence, FencedWrite, Hold, LockEvidence, LockRecord, Moment, Only, Op,
-    Pending, Recorder, Span, Step, Test, WatchRecord, WatchStart, text,
+    Pending, Recorder, Span, Step, Test, WatchRecord, WatchStart, WatchStep, text,
 };
 use crate::sim::{Host, Sim};
 use crate::storage::fault_disk::SplitMix;
@@ -27,6 +29,7 @@ use crate::types::{Fence, Revision, Ticket};
 /// Keys of the recorded history are few, so that clients meet on them.
 const KEYS: u64 = 5;
 const HISTORY: &str = "k/";
+const REGISTERED: &str = "s/";
 const LOCK: &str = "job";
 const LOCK_TTL: Duration = Duration::from_millis(1300);
 const OP_TIMEOUT_MS: u64 = 1200;
@@ -42,6 +45,8 @@ pub(super) struct Ledger {
     watches: Mutex<Vec<WatchRecord>>,
     lock: Mutex<LockRecord>,
     tickets: Mutex<Vec<Ticket>>,
+    /// Promises to holders of sessions that were not kept.
+    broken: Mutex<Vec<String>>,
 }
 
 impl Ledger {
@@ -55,6 +60,7 @@ impl Ledger {
             watches: Mutex::default(),
             lock: Mutex::new(LockRecord { name: LOCK.into(), ..LockRecord::default() }),
             tickets: Mutex::default(),
+            broken: Mutex::default(),
         })
     }
 
@@ -76,6 +82,18 @@ impl Ledger {
         let written = node.set(&key, &value).timeout(Duration::from_secs(60)).await?;
         call.ok(Answer::Written, Some(written.revision));
         Ok(())
+    }
+
+    /// Notes what the watch at `place` has delivered, and up to where it says that it has.
+    fn delivered(&self, place: usize, batch: &Result<Batch<String>, Error>, told: Revision) {
+        let record = &mut self.watches.lock().unwrap()[place];
+        record.push(batch);
+        record.steps.push(WatchStep::Place(told));
+    }
+
+    /// What holders of sessions complain of.
+    pub(super) fn broken(&self) -> Vec<String> {
+        self.broken.lock().unwrap().clone()
     }
 
     /// Lets all clients finish what they are at.
@@ -104,7 +122,7 @@ impl Ledger {
             log: committed(node),
             watches: self.watches.lock().unwrap().clone(),
             locks: vec![LockEvidence { record, claims: Some(Span::claims(LOCK)) }],
-            strangers: vec![Span::prefix("fenced/"), Span::not_flat()],
+            strangers: vec![Span::prefix("fenced/"), Span::prefix(REGISTERED), Span::not_flat()],
             ..Evidence::default()
         }
     }
@@ -138,6 +156,7 @@ pub(super) async fn process(host: Host, ledger: Arc<Ledger>) -> Result<(), Start
         host.spawn(work(cluster.clone(), ledger.clone(), rng()));
     }
     host.spawn(hold(cluster.clone(), ledger.clone(), rng()));
+    host.spawn(register(cluster.clone(), ledger.clone(), rng()));
     host.spawn(watch(cluster.clone(), ledger.clone(), rng(), host.name().to_owned()));
     let _kept = cluster;
     pending().await
@@ -333,6 +352,43 @@ async fn fenced(guard: &LockGuard, ledger: &Ledger, client: u64) {
     ledger.lock.lock().unwrap().writes.push(write);
 }
 
+/// Registers itself under sessions, several keys at once, and looks whether they stand.
+async fn register(cluster: Cluster, ledger: Arc<Ledger>, mut rng: SplitMix) {
+    while !ledger.is_over() {
+        let ttl = Duration::from_millis(300 + rng.below(1500));
+        match cluster.session().ttl(ttl).timeout(PATIENCE / 2).await {
+            Ok(session) => registered(&cluster, &ledger, &mut rng, session).await,
+            Err(Error::Stopped { .. }) => return,
+            Err(_) => rt::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// As long as the session is sure of itself, its keys are there, whichever leader is asked.
+async fn registered(cluster: &Cluster, ledger: &Ledger, rng: &mut SplitMix, session: Session) {
+    let name = format!("{REGISTERED}{}/", ledger.client());
+    let keys = (0..4).map(|n| put(format!("{name}{n}"), &n).session(&session));
+    let registering = keys.fold(cluster.transaction(), Transaction::then).timeout(PATIENCE / 2);
+    if registering.await.is_err() {
+        return;
+    }
+    let sure = || session.lifeline().standing().sure(rt::boot_now());
+    for _ in 0..rng.below(8) {
+        let before = sure();
+        let found = cluster.range::<u64>(prefix(name.as_str())).timeout(PATIENCE / 4).await;
+        if let Ok(found) = found
+            && found.len() < 4
+            && before.is_some()
+            && before == sure()
+        {
+            let what =
+                format!("{name} has {} keys at {} ns, and its {session:?} is sure", found.len(), ledger.now_ns());
+            ledger.broken.lock().unwrap().push(what);
+        }
+        rt::sleep(Duration::from_millis(rng.below(1 + session.ttl().as_millis() as u64 / 2))).await;
+    }
+}
+
 /// Watches the recorded keys, from the beginning or where it left off, at times slowly.
 async fn watch(cluster: Cluster, ledger: Arc<Ledger>, mut rng: SplitMix, name: String) {
     let life = ledger.client();
@@ -353,9 +409,10 @@ async fn watch(cluster: Cluster, ledger: Arc<Ledger>, mut rng: SplitMix, name: S
         for _ in 0..rng.below(200) {
             let Ok(next) = rt::timeout(PATIENCE / 2, watch.next()).await else { break };
             let Some(batch) = next else { return };
-            ledger.watches.lock().unwrap()[place].push(&batch);
+            let told = watch.revision();
+            ledger.delivered(place, &batch, told);
             match batch {
-                Ok(batch) => resume = batch.revision.next(),
+                Ok(_) => resume = told.next(),
                 Err(_) => break,
             }
             if rng.below(20) == 0 {

@@ -10,7 +10,7 @@ use super::{Durable, StateEngine, closed, past_rows, put_position, transact};
 use crate::error::StorageError;
 use crate::format::snapshot::{SnapshotMeta, encode_meta};
 use crate::format::state::{APPLIED, SNAPSHOT, staged_table};
-use crate::rt::{Mark, mark};
+use crate::rt::{Mark, mark, mutant};
 use crate::state_machine::State;
 use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
 use crate::storage::state::{Answer, Installed, StageError};
@@ -80,7 +80,7 @@ impl StateEngine {
             None => done(Err(SnapshotRefused::NotStaged.into())),
             Some(stage) => match self.position.last_applied {
                 // Going back would take back answers that were given.
-                Some(applied) if !stage.is_past(applied) => {
+                Some(applied) if !stage.is_past(applied) && !mutant("install_older_snapshot") => {
                     self.leftovers.abandon_staged();
                     done(Ok(Installed::Older { applied }));
                 }
