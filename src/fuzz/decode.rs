@@ -59,15 +59,15 @@ fn canonical<T: Debug>(bytes: Bytes, decode: impl Fn(Bytes) -> Result<T, DecodeE
 
 /// What a frame of the log says, as it is, and as entries whose checksums hold.
 fn log_payload(data: Bytes) {
-    canonical(data.clone(), items, encode_items);
-    canonical(entries(&data), items, encode_items);
+    canonical(data.clone(), items, |placed| encode_items(placed));
+    canonical(entries(&data), items, |placed| encode_items(placed));
 }
 
 fn items(payload: Bytes) -> Result<Vec<Placed>, DecodeError> {
     Items::new(payload).collect()
 }
 
-fn encode_items(placed: &Vec<Placed>) -> Bytes {
+fn encode_items(placed: &[Placed]) -> Bytes {
     let mut frame = Frame::new();
     placed.iter().for_each(|placed| frame.put(&placed.item));
     payload(&frame.seal(1, 1, 1)).unwrap_or_default()
