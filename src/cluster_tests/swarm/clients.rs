@@ -88,7 +88,10 @@ impl Ledger {
     fn delivered(&self, place: usize, batch: &Result<Batch<String>, Error>, told: Revision) {
         let record = &mut self.watches.lock().unwrap()[place];
         record.push(batch);
-        record.steps.push(WatchStep::Place(told));
+        // Behind an error nothing is delivered any more, and no place is reached.
+        if batch.is_ok() {
+            record.steps.push(WatchStep::Place(told));
+        }
     }
 
     /// What holders of sessions complain of.
