@@ -54,7 +54,8 @@ async fn a_lease_ends_neither_before_its_time_nor_long_after_through_changes_of_
         let node = holder.node().clone();
         let mut sent = rt::boot_now();
         let lease = granted(&node).await;
-        let mut acked = rt::boot_now();
+        let term = |trio: &Trio| trio.nodes.iter().map(|node| node.status().term).max().expect("three");
+        let (mut acked, mut before) = (rt::boot_now(), term(&trio));
         holder.set("k", &seed).lease(lease).await.expect("sets");
         let isolations = 2 + dice.roll(3);
         let mut changes = Vec::new();
@@ -68,13 +69,11 @@ async fn a_lease_ends_neither_before_its_time_nor_long_after_through_changes_of_
                 rt::sleep(ms(dice.roll(400))).await;
                 let at = rt::boot_now();
                 if let Ok(Some(_)) = node.keep_alive(lease, ms(250)).await {
-                    (sent, acked) = (at, rt::boot_now());
+                    (sent, acked, before) = (at, rt::boot_now(), term(&trio));
                 }
             }
             trio.network.heal();
         }
-        let term = |trio: &Trio| trio.nodes.iter().map(|node| node.status().term).max().expect("three");
-        let before = term(&trio);
         // Watched on all nodes, from before it can be gone on any.
         let mut gone = None;
         until("the lease's end", || {
