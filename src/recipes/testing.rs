@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::api::cluster::Cluster;
-use crate::api::testing::{ms, until};
+use crate::api::testing::{Dice, Trio, ms, until};
 use crate::command::{Command, KeyRange, KeyValue, Op, Txn};
+use crate::rt;
 
 /// The shortest time to live of what is to be held, with the trio's timing: three times 400 ms.
 pub(crate) const TTL: Duration = Duration::from_millis(1200);
@@ -37,6 +38,16 @@ pub(crate) async fn standing(cluster: &Cluster, count: usize) {
 pub(crate) async fn wipe(cluster: &Cluster) {
     let txn = Txn { then: vec![Op::Delete { keys: all(), prev: false }], ..Txn::default() };
     cluster.node().housekeep(Command::Txn(txn), ms(5000)).await.expect("carried out");
+}
+
+/// Cuts one node after another off for a while, at moments that the dice choose.
+pub(crate) async fn isolations(trio: &Trio, mut dice: Dice, count: u64) {
+    for _ in 0..count {
+        rt::sleep(ms(dice.roll(1500))).await;
+        trio.isolate(dice.roll(3) as usize);
+        rt::sleep(ms(dice.roll(3000))).await;
+        trio.network.heal();
+    }
 }
 
 /// Says when it was dropped.

@@ -26,7 +26,7 @@ use super::wire::Wire;
 use crate::rt::{self, NodeRuntime, RuntimeKind, watch};
 use crate::storage::fault_disk::SplitMix;
 use crate::transport::partitions::Partitions;
-use crate::transport::{FRAME_BYTES_MAX, Inbound, Lane, Transport, TransportError};
+use crate::transport::{Inbound, Lane, Transport, TransportError, check_size};
 use crate::types::Peer;
 
 /// Frames under way at once, in the whole network; any more are lost.
@@ -473,9 +473,7 @@ impl Transport for SimEnd {
         timeout: Duration,
     ) -> BoxFuture<'a, Result<Bytes, TransportError>> {
         Box::pin(async move {
-            if frame.len() > FRAME_BYTES_MAX {
-                return Err(TransportError::TooLarge { size: frame.len(), limit: FRAME_BYTES_MAX });
-            }
+            check_size(&frame)?;
             rt::timeout(timeout, self.carry(&to.name, lane, frame)).await.unwrap_or(Err(TransportError::TimedOut))
         })
     }

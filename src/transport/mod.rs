@@ -238,7 +238,7 @@ impl fmt::Debug for Inbound {
 }
 
 /// Refuses what is over [`FRAME_BYTES_MAX`].
-fn check_size(frame: &Bytes) -> Result<(), TransportError> {
+pub(crate) fn check_size(frame: &Bytes) -> Result<(), TransportError> {
     match frame.len() {
         size if size > FRAME_BYTES_MAX => Err(TransportError::TooLarge { size, limit: FRAME_BYTES_MAX }),
         _ => Ok(()),

@@ -9,7 +9,7 @@ use crate::api::testing::{Dice, Trio, ms, until};
 use crate::api::txn::put;
 use crate::api::watch::BatchKind;
 use crate::error::Obstacle;
-use crate::recipes::testing::{SetOnDrop, TTL, claims, standing, traces, wipe};
+use crate::recipes::testing::{SetOnDrop, TTL, claims, isolations, standing, traces, wipe};
 
 fn election(cluster: &Cluster) -> Election<String> {
     cluster.election("e").ttl(TTL)
@@ -143,13 +143,7 @@ async fn the_work_of_two_leaders_never_overlaps_and_observers_see_rising_fences(
             };
             tasks.push(rt::spawn("observing", observing).abort_on_drop());
         }
-        let mut dice = Dice(seed);
-        for _ in 0..6 {
-            rt::sleep(ms(dice.roll(1500))).await;
-            trio.isolate(dice.roll(3) as usize);
-            rt::sleep(ms(dice.roll(3000))).await;
-            trio.network.heal();
-        }
+        isolations(&trio, Dice(seed), 6).await;
         rt::sleep(ms(8000)).await;
         drop(tasks);
         {

@@ -13,7 +13,7 @@ use crate::command::{Attach, Command};
 use crate::error::Obstacle;
 use crate::format::claim::ClaimNote;
 use crate::recipes::claim::Placed;
-use crate::recipes::testing::{SetOnDrop, TTL, claims, standing, traces, wipe};
+use crate::recipes::testing::{SetOnDrop, TTL, claims, isolations, standing, traces, wipe};
 use crate::rt::{self, Instant};
 use crate::types::Revision;
 
@@ -101,13 +101,7 @@ async fn no_two_guards_are_valid_at_once_and_every_fence_is_above_the_last() {
                 .abort_on_drop()
             })
             .collect();
-        let mut dice = Dice(seed);
-        for _ in 0..6 {
-            rt::sleep(ms(dice.roll(1500))).await;
-            trio.isolate(dice.roll(3) as usize);
-            rt::sleep(ms(dice.roll(3000))).await;
-            trio.network.heal();
-        }
+        isolations(&trio, Dice(seed), 6).await;
         rt::sleep(ms(5000)).await;
         drop(contenders);
         let wrong = held.lock().unwrap().wrong.clone();

@@ -6,7 +6,7 @@ use super::*;
 use crate::api::testing::{Dice, Trio, ms};
 use crate::api::txn::put;
 use crate::error::Obstacle;
-use crate::recipes::testing::{TTL, claims, standing, traces};
+use crate::recipes::testing::{TTL, claims, isolations, standing, traces};
 use crate::rt;
 
 fn lock(cluster: &Cluster) -> RwLock {
@@ -130,13 +130,7 @@ async fn through_isolations_no_writer_is_ever_together_with_anybody() {
                 .abort_on_drop()
             })
             .collect();
-        let mut dice = Dice(seed);
-        for _ in 0..5 {
-            rt::sleep(ms(dice.roll(1500))).await;
-            trio.isolate(dice.roll(3) as usize);
-            rt::sleep(ms(dice.roll(3000))).await;
-            trio.network.heal();
-        }
+        isolations(&trio, Dice(seed), 5).await;
         rt::sleep(ms(5000)).await;
         drop(contenders);
         {

@@ -7,7 +7,7 @@ use super::*;
 use crate::api::testing::{Dice, Trio, ms, until};
 use crate::api::txn::put;
 use crate::error::Obstacle;
-use crate::recipes::testing::{TTL, claims, standing, traces, wipe};
+use crate::recipes::testing::{TTL, claims, isolations, standing, traces, wipe};
 use crate::rt;
 
 fn semaphore(cluster: &Cluster) -> Semaphore {
@@ -96,13 +96,7 @@ async fn through_isolations_no_more_permits_are_valid_at_once_than_there_are() {
                 .abort_on_drop()
             })
             .collect();
-        let mut dice = Dice(seed);
-        for _ in 0..5 {
-            rt::sleep(ms(dice.roll(1500))).await;
-            trio.isolate(dice.roll(3) as usize);
-            rt::sleep(ms(dice.roll(3000))).await;
-            trio.network.heal();
-        }
+        isolations(&trio, Dice(seed), 5).await;
         rt::sleep(ms(5000)).await;
         drop(contenders);
         {

@@ -171,7 +171,7 @@ impl Store {
                     Test::ValueIs(value) => {
                         self.list(&condition.keys).first().is_some_and(|(_, seen)| seen.value == *value)
                     }
-                    other => unimplemented!("not generated: {other:?}"),
+                    other => unreachable!("the generator makes no {other:?}"),
                 };
                 let failed = when.iter().position(|condition| !holds(condition));
                 let (mut changes, mut results) = (Vec::new(), Vec::new());
@@ -194,7 +194,7 @@ impl Store {
                 let failed = failed.map(|place| place as u32);
                 (Answer::Txn { failed, changed, results: Some(results) }, Some(self.revision()))
             }
-            other => unimplemented!("not generated: {other:?}"),
+            other => unreachable!("the generator makes no {other:?}"),
         }
     }
 
