@@ -39,6 +39,13 @@ impl Timing {
         }
     }
 
+    /// How long one operation of the disk may be under way before a node takes its disk for hung, and does not lead any more:
+    /// five times `election_max`, 5 s at the least. Far beyond a slow sync; a leader that waits longer keeps a cluster that
+    /// could elect another from doing so.
+    pub(crate) fn disk_stall(&self) -> Duration {
+        (self.election_max * 5).max(Duration::from_secs(5))
+    }
+
     fn check(&self) -> Result<(), StartError> {
         let wrong = |setting, value: Duration, rule: String| {
             Err(StartError::Config { setting, value: format!("{value:?}"), rule })

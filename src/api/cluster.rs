@@ -109,6 +109,9 @@ pub enum Health {
     NoLeader,
     /// A member with a leader.
     Serving,
+    /// A member whose disk does not answer: one operation is under way for five times [`Timing::election_max`], 5 s at the
+    /// least. It leads nobody and applies nothing until the disk answers; then it goes on by itself. Look at the disk.
+    DiskStalled,
     /// Stopped, or refused by its peers: it does not serve and will not. The text says why.
     Stopped(String),
 }
@@ -217,6 +220,7 @@ impl Cluster {
                 Phase::Stopped(reason) => Health::Stopped(reason),
                 Phase::Refused(refused) => Health::Stopped(refused.to_string()),
                 Phase::Forming => Health::Forming,
+                Phase::Running if status.disk_stalled => Health::DiskStalled,
                 Phase::Running if status.leader.is_none() => Health::NoLeader,
                 Phase::Running => Health::Serving,
             },

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::support::converged;
-use crate::api::cluster::{Cluster, Outcome};
+use crate::api::cluster::{Cluster, Health, Outcome};
 use crate::api::txn::put;
 use crate::config::Timing;
 use crate::error::Error;
@@ -203,6 +203,30 @@ fn a_slow_disk_of_a_follower_slows_nobody_and_one_of_the_leader_only_its_writes(
         let with_slow_leader = took(&sim, &leader).await;
         assert!(with_slow_leader < 2 * SECOND, "{with_slow_leader:?}");
         assert_eq!(sim.leader().as_ref(), Some(&leader), "it was deposed for being slow");
+    });
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_makes_room_for_another_says_so_and_is_back_when_the_disk_is() {
+    three(16, |sim, trio| async move {
+        let [one, two] = trio.others();
+        sim.hang_disk(&trio.leader).unwrap();
+        let stuck = node(&sim, &trio.leader).set("k", &1u64).timeout(SECOND).await;
+        assert!(stuck.is_err(), "its disk has not answered: {stuck:?}");
+        let led_by_another = || [one, two].iter().any(|name| node(&sim, name).status().is_leader);
+        sim.until("another leader", 30 * SECOND, led_by_another).await.unwrap();
+        let status = node(&sim, &trio.leader).status();
+        assert_eq!((status.health, status.is_leader), (Health::DiskStalled, false));
+        for (value, name) in [(2, one), (3, two)] {
+            written(&node(&sim, name), "k", value).await;
+        }
+        // A follower's hung disk, which it is now, concerns nobody else.
+        sim.run_for(60 * SECOND).await;
+        written(&node(&sim, one), "k", 4).await;
+        sim.mend_disk(&trio.leader).unwrap();
+        let serves = || node(&sim, &trio.leader).status().health == Health::Serving;
+        sim.until("the disk is back", 30 * SECOND, serves).await.unwrap();
+        assert_eq!(found(&node(&sim, &trio.leader), "k").await.unwrap(), Some(4));
     });
 }
 

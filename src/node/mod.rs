@@ -63,7 +63,10 @@ pub(crate) struct NodeStatus {
     pub(crate) phase: Phase,
     pub(crate) term: u64,
     pub(crate) leader: Option<LeaderId>,
+    /// Whether this node leads; not while its disk hangs, whatever the consensus module says.
     pub(crate) leads: bool,
+    /// An operation of the disk is under way for longer than [`Timing::disk_stall`](crate::config::Timing::disk_stall).
+    pub(crate) disk_stalled: bool,
     /// Shared: this is copied on every operation, and changes once in a blue moon.
     pub(crate) membership: Arc<StoredMembership>,
 }
@@ -243,10 +246,13 @@ impl Node {
         });
     }
 
-    fn take_status(&self, raft: RaftStatus) {
+    fn take_status(&self, mut raft: RaftStatus, disk_stalled: bool) {
         let before = self.status.borrow();
         if matches!(before.phase, Phase::Stopped(_)) {
             return;
+        }
+        if disk_stalled && raft.leads {
+            (raft.leads, raft.leader) = (false, None);
         }
         if before.leads != raft.leads || before.leader != raft.leader {
             match raft.leader {
@@ -262,6 +268,7 @@ impl Node {
                 term: raft.term,
                 leader: raft.leader,
                 leads: raft.leads,
+                disk_stalled,
                 membership: Arc::new(raft.membership.clone()),
             };
             let changed = *status != next;

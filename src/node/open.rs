@@ -184,6 +184,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
         term: 0,
         leader: None,
         leads: false,
+        disk_stalled: false,
         membership: Default::default(),
     });
     let hub = WatchHub::new(state.view().revision, settings.watch_revisions);

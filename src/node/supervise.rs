@@ -11,7 +11,7 @@ use super::open::observer;
 use super::{Node, Phase};
 use crate::command::{Command, Response};
 use crate::raft::{Parts, Raft};
-use crate::rt::{self, Instant};
+use crate::rt::{self, Instant, mutant};
 use crate::types::Revision;
 
 /// How often the core is asked whether it lives; its metrics do not tell.
@@ -30,12 +30,13 @@ const LOG_KEPT_ENTRIES: u64 = 10_000;
 impl Node {
     /// Follows the consensus module for as long as the node lives.
     pub(super) async fn supervise(self: Arc<Self>) {
-        let (mut restarts, mut silent) = (0, false);
+        let (mut restarts, mut silent, mut stalled) = (0, false, false);
         loop {
             let raft = self.raft();
             let mut status = raft.status();
             loop {
-                self.take_status(status.borrow());
+                stalled = self.tell_disk(&raft, stalled);
+                self.take_status(status.borrow(), stalled);
                 silent = self.tell_quorum(&raft, silent);
                 let changed = rt::timeout(CHECK_INTERVAL, status.changed()).await;
                 // Until leadership is handed over, a shutdown still needs to see who leads.
@@ -43,7 +44,7 @@ impl Node {
                     return;
                 }
                 // The engines may fail where the core does not notice: behind its back, or while nobody writes.
-                if self.poison.error().is_some() || !matches!(changed, Ok(Ok(()))) && raft.check().await.is_err() {
+                if self.poison.error().is_some() || !matches!(changed, Ok(Ok(()))) && has_stopped(&raft).await {
                     break;
                 }
             }
@@ -76,6 +77,25 @@ impl Node {
             _ => {}
         }
         lost
+    }
+
+    /// Keeps this node from leading while an operation of its disk does not come to an end, and says so, once each time.
+    ///
+    /// A leader whose disk hangs still sends heartbeats, so nobody would take its place; but it can vote for nobody, and
+    /// comes to a halt with the first thing it has to write down.
+    fn tell_disk(&self, raft: &Raft, stalled: bool) -> bool {
+        let steps = [self.engines.log.at_step_for(), self.engines.state.at_step_for()];
+        let waited = steps.into_iter().flatten().max().unwrap_or_default();
+        let stalls = waited > self.settings.timing.disk_stall() && !mutant("lead_on_a_hung_disk");
+        match (stalled, stalls) {
+            (false, true) => {
+                tracing::error!(name = self.name(), ?waited, "the disk does not answer; not to lead meanwhile")
+            }
+            (true, false) => tracing::info!(name = self.name(), "the disk answers again"),
+            _ => {}
+        }
+        raft.mute(stalls);
+        stalls
     }
 
     /// Builds the consensus module anew over the engines, which are healthy.
@@ -220,6 +240,11 @@ impl Node {
             rt::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Whether the consensus module has ended by itself. One that does not answer now may be waiting for the disk.
+async fn has_stopped(raft: &Raft) -> bool {
+    matches!(rt::timeout(CHECK_INTERVAL, raft.check()).await, Ok(Err(_)))
 }
 
 #[cfg(test)]

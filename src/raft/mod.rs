@@ -16,7 +16,7 @@ mod conformance;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -90,6 +90,7 @@ struct Inner {
     log: Log,
     order: Order,
     heard: Arc<Heard>,
+    muted: Arc<AtomicBool>,
     receiving: std::sync::Mutex<Option<Receiving>>,
     /// The session whose snapshot was installed last, and the answer to that; locked while one is being installed.
     installed: tokio::sync::Mutex<Option<(u64, Vote)>>,
@@ -122,7 +123,9 @@ impl Raft {
     pub(crate) async fn start(parts: Parts<'_>) -> Result<Self, RaftFailure> {
         let Parts { me, cluster_name, timing, retention, log, state, link, observer } = parts;
         let config = config::config(cluster_name, timing, retention).validate().map_err(stopped)?;
-        let factory = Factory { link, streams: Arc::new(AtomicU64::new(rt::random_u64() >> 1)) };
+        let muted = Arc::new(AtomicBool::new(false));
+        let streams = Arc::new(AtomicU64::new(rt::random_u64() >> 1));
+        let factory = Factory { link, streams, muted: muted.clone() };
         let machine = StateMachine::new(state.clone(), log.clone(), observer);
         let raft = Library::new(me.get(), Arc::new(config), factory, LogStore::new(log.clone()), machine.clone())
             .await
@@ -139,6 +142,7 @@ impl Raft {
                 log,
                 order: Order::default(),
                 heard,
+                muted,
                 receiving: std::sync::Mutex::new(None),
                 installed: tokio::sync::Mutex::new(None),
                 status,
@@ -225,6 +229,11 @@ impl Raft {
             .filter(|(id, _)| metrics.membership_config.voter_ids().any(|voter| voter == *id))
             .max_by_key(|(_, matched)| matched.map(|id| id.index))?;
         (matched.map(|id| id.index) >= committed).then(|| NodeId::new(node))
+    }
+
+    /// Has this node lead nobody while `muted`: what a leader tells its followers fails here, and is not sent.
+    pub(crate) fn mute(&self, muted: bool) {
+        self.inner.muted.store(muted, Ordering::Relaxed);
     }
 
     /// How long ago a quorum last answered this leader; `None` if it does not lead or has not heard from one yet.

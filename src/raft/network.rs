@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,6 +51,8 @@ type Snapshot = openraft::alias::SnapshotOf<Config, SnapshotData>;
 pub(crate) struct Factory {
     pub(crate) link: Link,
     pub(crate) streams: Arc<AtomicU64>,
+    /// Set while this node is to lead nobody: heartbeats and entries fail before they are sent.
+    pub(crate) muted: Arc<AtomicBool>,
 }
 
 impl RaftNetworkFactory<Config> for Factory {
@@ -77,6 +79,7 @@ impl Factory {
             target: NodeId::new(target),
             lane,
             streams: self.streams.clone(),
+            muted: self.muted.clone(),
         }
     }
 }
@@ -89,6 +92,7 @@ pub(crate) struct Client {
     lane: Lane,
     /// Numbers the append streams of this node; shared, so that no two streams have one number.
     streams: Arc<AtomicU64>,
+    muted: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -107,16 +111,12 @@ impl Client {
         asked.map_err(|error| self.rpc_error(error, option.soft_ttl()))
     }
 
-    async fn append(
-        link: Link,
-        peer: Peer,
-        target: NodeId,
-        lane: Lane,
-        request: Request,
-        limit: Duration,
-    ) -> Result<AppendEntriesResponse<Config>, Rpc> {
-        let reply = link.ask(&peer, Some(target), lane, &request, limit).await;
-        match reply.map_err(|error| rpc_error(&link, target, error, limit))? {
+    async fn append(&self, request: Request, limit: Duration) -> Result<AppendEntriesResponse<Config>, Rpc> {
+        if self.muted.load(Ordering::Relaxed) {
+            return Err(Unreachable::from_string("this node's disk does not answer: another is to lead").into());
+        }
+        let reply = self.link.ask(&self.peer, Some(self.target), self.lane, &request, limit).await;
+        match reply.map_err(|error| self.rpc_error(error, limit))? {
             Reply::Append(AppendReply::Success) => Ok(AppendEntriesResponse::Success),
             Reply::Append(AppendReply::Partial(upto)) => {
                 Ok(AppendEntriesResponse::PartialSuccess(upto.map(|id| id.to_raft())))
@@ -221,8 +221,7 @@ impl RaftNetworkV2<Config> for Client {
     ) -> Result<AppendEntriesResponse<Config>, Rpc> {
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         let request = append_request(stream, 0, &request);
-        Self::append(self.link.clone(), self.peer.clone(), self.target, self.lane, request, self.append_limit(&option))
-            .await
+        self.append(request, self.append_limit(&option)).await
     }
 
     fn stream_append<'s, S>(
@@ -242,7 +241,7 @@ impl RaftNetworkV2<Config> for Client {
                 let prev = request.prev_log_id;
                 let last = request.entries.last().map(|entry| entry.log_id).or(prev);
                 let request = append_request(stream, seq as u64, &request);
-                let answer = Self::append(this.link.clone(), this.peer.clone(), this.target, this.lane, request, limit);
+                let answer = this.append(request, limit);
                 answer.map(move |answer| answer.map(|answer| (answer, prev, last)))
             })
             .buffered(APPEND_WINDOW);

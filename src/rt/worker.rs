@@ -92,13 +92,14 @@ pub(crate) fn drive<E: Engine>(name: &str, how: Drive, engine: E) -> io::Result<
 /// # Errors
 /// The system's, when it gives no thread.
 pub(crate) fn drive_from<E: Engine>(mailbox: &Mailbox<E::Op>, name: &str, how: Drive, engine: E) -> io::Result<Driver> {
-    let ended = Watermark::new();
+    let (ended, step) = (Watermark::new(), StepClock::default());
     let running = Running {
         name: name.to_owned(),
         inbox: Outlet(mailbox.inbox.clone()),
         queue: VecDeque::new(),
         engine,
         due: None,
+        step: step.clone(),
         _ended: Ended(ended.clone()),
     };
     match how {
@@ -108,16 +109,41 @@ pub(crate) fn drive_from<E: Engine>(mailbox: &Mailbox<E::Op>, name: &str, how: D
         Drive::Inline => drop(Scope::current().spawn(None, "engine", running.run_inline(None))),
         Drive::Delayed(delay) => drop(Scope::current().spawn(None, "engine", running.run_inline(Some(delay)))),
     }
-    Ok(Driver { ended })
+    Ok(Driver { ended, step })
 }
 
-/// Tells when an engine has ended. Dropping it changes nothing.
+/// Tells how long an engine has been at one step, and when it has ended. Dropping it changes nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct Driver {
     ended: Watermark,
+    step: StepClock,
+}
+
+/// When the step under way was begun.
+#[derive(Clone, Debug, Default)]
+struct StepClock(Arc<Mutex<Option<Instant>>>);
+
+impl StepClock {
+    fn begin(&self) -> Instant {
+        *self.begun().get_or_insert_with(Instant::now)
+    }
+
+    fn end(&self) {
+        *self.begun() = None;
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().expect("no holder of the lock panics")
+    }
 }
 
 impl Driver {
+    /// How long the step under way has taken so far; `None` between two steps. An engine that waits for another is not at a
+    /// step.
+    pub(crate) fn at_step_for(&self) -> Option<Duration> {
+        self.step.begun().map(|begun| begun.elapsed())
+    }
+
     /// Waits until the engine has been dropped, with all its files closed.
     ///
     /// # Cancel safety
@@ -281,6 +307,7 @@ struct Running<E: Engine> {
     engine: E,
     /// When the time of the first `Within` in a row is up.
     due: Option<Instant>,
+    step: StepClock,
     _ended: Ended,
 }
 
@@ -367,6 +394,8 @@ impl<E: Engine> Running<E> {
                 Next::End => return,
             }
             if let Some(delay) = &delay {
+                // The delay stands for the step's I/O.
+                self.step.begin();
                 delay().await;
             }
             next = self.step();
@@ -387,7 +416,7 @@ impl<E: Engine> Running<E> {
 
     fn step(&mut self) -> Next {
         let Running { engine, queue, .. } = self;
-        let begun = Instant::now();
+        let begun = self.step.begin();
         let step = match catch_unwind(AssertUnwindSafe(|| engine.step(queue))) {
             Ok(step) => step,
             Err(panic) => {
@@ -398,6 +427,7 @@ impl<E: Engine> Running<E> {
                 return Next::End;
             }
         };
+        self.step.end();
         let took = begun.elapsed();
         if took >= SLOW_STEP {
             tracing::warn!(engine = %self.name, ?took, "a disk operation took long");
