@@ -160,6 +160,36 @@ impl fmt::Display for Ticket {
     }
 }
 
+/// One life of a data directory, from one opening to the next: how often it has been opened, in the upper 24 bits, and a
+/// number drawn at this opening.
+///
+/// A member's lives follow each other. Two of one count, or an earlier one behind a later one, mean that there are two
+/// directories where there was one: a copy, or an older state of it that was put back.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Incarnation(u64);
+
+impl Incarnation {
+    const DRAWN_BITS: u32 = 40;
+
+    pub(crate) fn new(starts: u64, drawn: u64) -> Self {
+        let starts = starts.min(u64::MAX >> Self::DRAWN_BITS);
+        Incarnation(starts << Self::DRAWN_BITS | drawn >> (64 - Self::DRAWN_BITS))
+    }
+
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Incarnation(bits)
+    }
+
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// How often the directory has been opened, counted up to 2^24 - 1.
+    pub(crate) fn starts(self) -> u64 {
+        self.0 >> Self::DRAWN_BITS
+    }
+}
+
 /// The leader of one term.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LeaderId {

@@ -231,6 +231,34 @@ fn a_leader_whose_disk_hangs_makes_room_for_another_says_so_and_is_back_when_the
 }
 
 #[test]
+fn a_member_whose_directory_was_set_back_is_stopped_and_named_and_the_others_go_on() {
+    three(17, |sim, trio| async move {
+        let [member, other] = trio.others();
+        sim.hosts(["shelf"], |_| async {}).unwrap();
+        sim.kill("shelf").ok();
+        written(&node(&sim, other), "k", 1).await;
+        sim.kill(member).unwrap();
+        sim.copy_disk(member, "shelf").unwrap();
+        sim.restart(member).unwrap();
+        sim.until("it is back", SOON, || sim.node(member).is_ok()).await.unwrap();
+        written(&node(&sim, member), "k", 2).await;
+        sim.kill(member).unwrap();
+        sim.copy_disk("shelf", member).unwrap();
+        sim.restart(member).unwrap();
+        let stopped = || sim.node(member).is_ok_and(|node| matches!(node.status().health, Health::Stopped(_)));
+        sim.until("it is told", SOON, stopped).await.unwrap();
+        let health = node(&sim, member).status().health;
+        assert!(matches!(&health, Health::Stopped(why) if why.contains("copy of its directory")), "{health:?}");
+        // Nor does it come back by itself.
+        sim.kill(member).unwrap();
+        sim.restart(member).unwrap();
+        sim.run_for(SECOND).await;
+        assert!(sim.exit(member).unwrap().is_some_and(|why| why.contains("Failed")));
+        written(&node(&sim, other), "k", 3).await;
+    });
+}
+
+#[test]
 fn a_lease_outlives_a_disk_that_is_slower_than_its_renewals() {
     three(7, |sim, trio| async move {
         let session = node(&sim, trio.others()[0]).session().ttl(3 * SECOND).await.unwrap();

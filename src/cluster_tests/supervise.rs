@@ -108,6 +108,25 @@ async fn a_leader_whose_disk_has_failed_stops_leading_though_nobody_writes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_member_that_has_lost_what_it_acknowledged_stops_when_its_leader_reminds_it() {
+    let group = Group::started(3, 1).await;
+    let leader = group.leader().await;
+    let (member, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    group.node(leader).set("k", &1).await.expect("written");
+    let node = group.node(member).node().clone();
+    let from = group.node(leader).status().id;
+    let end = node.log_ends_at();
+    // What is there, and what another leader was told, which may have been replaced since.
+    assert_eq!(node.remind(from, end).await, Some(true));
+    assert_eq!(node.remind(group.node(other).status().id, end + 100).await, Some(true));
+    assert_eq!(node.remind(from, end + 100).await, Some(false));
+    eventually("it has stopped", || matches!(group.node(member).status().health, Health::Stopped(_))).await;
+    let health = group.node(member).status().health;
+    assert!(matches!(&health, Health::Stopped(why) if why.contains("older state")), "{health:?}");
+    group.node(leader).set("k", &2).await.expect("the others go on");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_entry_that_this_release_does_not_know_stops_the_node_and_names_it() {
     let group = Group::started(1, 1).await;
     group.node(0).set("k", &1).await.expect("written");

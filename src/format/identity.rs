@@ -2,7 +2,8 @@
 //! of the marker that a failed disk leaves behind.
 //!
 //! ```text
-//! row     = crc, version: varint = 1, node: u64 LE, nonce: u64 LE, name, complete: bool, cluster?: u128 LE, promise?
+//! row     = crc, version: varint = 1, node: u64 LE, nonce: u64 LE, name, complete: bool, starts: varint,
+//!           cluster?: u128 LE, promise?
 //! promise = cluster: u128 LE, peers: u64 LE
 //! ```
 //!
@@ -30,6 +31,8 @@ pub(crate) struct IdentityRow {
     pub(crate) name: String,
     /// Whether both files have been made. See [`crate::storage::open`].
     pub(crate) complete: bool,
+    /// How often the directory has been opened. In `state.redb` as it was when that was made.
+    pub(crate) starts: u64,
     pub(crate) cluster: Option<ClusterId>,
     /// A cluster and the hash of the peers it was promised for.
     pub(crate) promise: Option<(ClusterId, u64)>,
@@ -42,6 +45,7 @@ pub(crate) fn encode_identity(row: &IdentityRow) -> Bytes {
     w.fixed_u64(row.nonce);
     w.str(&row.name);
     w.bool(row.complete);
+    w.varint(row.starts);
     w.option(row.cluster, |w, cluster| w.fixed_u128(cluster.get()));
     w.option(row.promise, |w, (cluster, peers)| {
         w.fixed_u128(cluster.get());
@@ -63,6 +67,7 @@ pub(crate) fn decode_identity(row: Bytes) -> Result<IdentityRow, DecodeError> {
         nonce: r.fixed_u64(WHAT)?,
         name: r.str(WHAT)?,
         complete: r.bool(WHAT)?,
+        starts: r.varint(WHAT)?,
         cluster: r.option(WHAT, cluster)?,
         promise: r.option(WHAT, |r| Ok((cluster(r)?, r.fixed_u64(WHAT)?)))?,
     };
@@ -74,8 +79,8 @@ pub(crate) fn decode_identity(row: Bytes) -> Result<IdentityRow, DecodeError> {
 pub(crate) fn failure_marker(error: &StorageError) -> String {
     let reason = error.to_string().replace(['\r', '\n'], " ");
     format!(
-        "{reason}\n\nThe disk failed under this node, and what it holds since is not known. Do not start it again on \
-         this directory, and do not delete this file: replace the member by one on an empty directory.\n"
+        "{reason}\n\nThis node has stopped for good: its disk failed, or its directory is not what it was. Do not start it again \
+         on this directory, and do not delete this file: replace the member by one on an empty directory.\n"
     )
 }
 
@@ -98,6 +103,7 @@ mod tests {
             nonce: 9,
             name: "node-a".into(),
             complete: true,
+            starts: 300,
             cluster: Some(ClusterId::new(0xc1)),
             promise: Some((ClusterId::new(0xc2), 77)),
         }
@@ -109,7 +115,7 @@ mod tests {
         assert_eq!(hex, GOLDEN);
     }
 
-    const GOLDEN: &str = "68f125b60108070605040302010900000000000000066e6f64652d610101c100000000000000000000000000000001c20000\
+    const GOLDEN: &str = "6a0891990108070605040302010900000000000000066e6f64652d6101ac0201c100000000000000000000000000000001c20000\
         000000000000000000000000004d00000000000000";
 
     #[test]

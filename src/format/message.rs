@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::parts;
 use super::wire::{DecodeError, Reader, Writer, unseal};
-use crate::types::{ClusterId, LeaderId, LeaseId, LogEntry, LogId, NodeId, StoredMembership, Vote};
+use crate::types::{ClusterId, Incarnation, LeaderId, LeaseId, LogEntry, LogId, NodeId, StoredMembership, Vote};
 
 /// The only version so far.
 const VERSION: u8 = 1;
@@ -19,8 +19,8 @@ pub(crate) struct Header {
     /// `None` only while a cluster is being formed.
     pub(crate) cluster: Option<ClusterId>,
     pub(crate) from: NodeId,
-    /// The nonce of the sender's data directory: tells a copy of a directory from the original's successor.
-    pub(crate) incarnation: u64,
+    /// The life of the sender's data directory: tells a copy of it from what has become of it.
+    pub(crate) incarnation: Incarnation,
     /// `None` while the sender does not know the target's id.
     pub(crate) to: Option<NodeId>,
     /// Drawn per request; a reply repeats it.
@@ -63,6 +63,15 @@ pub(crate) enum Request {
     SnapshotFinish {
         session: u64,
         vote: Vote,
+    },
+    /// Reminds a follower that it has acknowledged the entries up to `index` to the leader of `vote`.
+    Reminder {
+        vote: Vote,
+        index: u64,
+    },
+    /// Tells a member that what it said in this life is taken for the words of a copy. See [`Reply::Copied`].
+    Copied {
+        incarnation: Incarnation,
     },
     /// Encoded proposals for the leader's log, in order.
     Propose {
@@ -144,6 +153,12 @@ pub(crate) enum Reply {
         holds_data: bool,
         promised: Option<ClusterId>,
     },
+    /// Answers a reminder: whether the entries are there.
+    Reminded {
+        held: bool,
+    },
+    /// The asker's data directory is a copy of one that has spoken since, or an older state of it. Nothing was served.
+    Copied,
     /// The request could not be served; nothing more is known.
     Failed {
         why: String,
@@ -171,7 +186,7 @@ impl Header {
     fn write(&self, w: &mut Writer) {
         w.option(self.cluster, |w, cluster| w.fixed_u128(cluster.get()));
         w.fixed_u64(self.from.get());
-        w.fixed_u64(self.incarnation);
+        w.fixed_u64(self.incarnation.bits());
         w.option(self.to, |w, to| w.fixed_u64(to.get()));
         w.fixed_u64(self.nonce);
     }
@@ -180,7 +195,7 @@ impl Header {
         Ok(Header {
             cluster: r.option("cluster", |r| Ok(ClusterId::new(r.fixed_u128("cluster")?)))?,
             from: NodeId::new(r.fixed_u64("sender")?),
-            incarnation: r.fixed_u64("incarnation")?,
+            incarnation: Incarnation::from_bits(r.fixed_u64("incarnation")?),
             to: r.option("target", |r| Ok(NodeId::new(r.fixed_u64("target")?)))?,
             nonce: r.fixed_u64("nonce")?,
         })
@@ -304,6 +319,15 @@ impl Request {
                 w.list(peers, |w, peer| w.str(peer));
                 w.fixed_u128(cluster.get());
             }
+            Request::Reminder { vote, index } => {
+                w.u8(13);
+                parts::put_vote(w, vote);
+                w.varint(*index);
+            }
+            Request::Copied { incarnation } => {
+                w.u8(14);
+                w.fixed_u64(incarnation.bits());
+            }
         }
     }
 
@@ -354,6 +378,8 @@ impl Request {
                 peers: r.list("peers", |r| r.str("peer"))?,
                 cluster: ClusterId::new(r.fixed_u128("cluster")?),
             },
+            13 => Request::Reminder { vote: parts::vote(r)?, index: r.varint("index")? },
+            14 => Request::Copied { incarnation: Incarnation::from_bits(r.fixed_u64("incarnation")?) },
             tag => return Err(DecodeError::UnknownTag { what: "request kind", tag: tag.into() }),
         })
     }
@@ -449,6 +475,11 @@ impl Reply {
                 w.u8(14);
                 w.str(why);
             }
+            Reply::Reminded { held } => {
+                w.u8(15);
+                w.bool(*held);
+            }
+            Reply::Copied => w.u8(16),
         }
     }
 
@@ -492,6 +523,8 @@ impl Reply {
                 promised: r.option("promised", |r| Ok(ClusterId::new(r.fixed_u128("promised")?)))?,
             },
             14 => Reply::Failed { why: r.str("why")? },
+            15 => Reply::Reminded { held: r.bool("held")? },
+            16 => Reply::Copied,
             tag => return Err(DecodeError::UnknownTag { what: "reply kind", tag: tag.into() }),
         })
     }
@@ -509,7 +542,7 @@ mod tests {
     const HEADER: Header = Header {
         cluster: Some(ClusterId::new(0xc1)),
         from: NodeId::new(0xa1),
-        incarnation: 0x1c,
+        incarnation: Incarnation::from_bits(0x1c),
         to: Some(NodeId::new(0xb2)),
         nonce: 0x99,
     };
@@ -561,6 +594,8 @@ mod tests {
             Request::Remaining { lease: LeaseId::new(3) },
             Request::Hello { name: "a".into(), peers: vec!["a".into(), "b".into()], promised: None },
             Request::Promise { name: "a".into(), peers: vec!["a".into()], cluster: ClusterId::new(0xc1) },
+            Request::Reminder { vote: vote(), index: 300 },
+            Request::Copied { incarnation: Incarnation::from_bits(0x1d) },
         ]
     }
 
@@ -583,6 +618,8 @@ mod tests {
             Reply::Hello { name: "b".into(), peers: vec!["b".into()], holds_data: true, promised: None },
             Reply::Promised { holds_data: false, promised: Some(ClusterId::new(0xc1)) },
             Reply::Failed { why: "x".into() },
+            Reply::Reminded { held: true },
+            Reply::Copied,
         ]
     }
 
@@ -631,6 +668,8 @@ mod tests {
         "db9289d20101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000a03",
         "d8b309890101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000b0161020161016200",
         "46470ec00101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000c0161010161c1000000000000000000000000000000",
+        "9cda97ac0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000d03a10000000000000001ac02",
+        "6dee70600101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000e1d00000000000000",
     ];
 
     #[rustfmt::skip]
@@ -652,5 +691,7 @@ mod tests {
         "f5f7f9bf0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000c01620101620100",
         "3c3492370101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000d0001c1000000000000000000000000000000",
         "135e30a80101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000e0178",
+        "b207f0410101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000f01",
+        "79af1f760101c1000000000000000000000000000000a1000000000000001c0000000000000001b200000000000000990000000000000010",
     ];
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Node;
 use crate::format::message::{Reply, Request};
+use crate::transport::link::FrameRefused;
 use crate::transport::{Inbound, TransportError};
 use crate::types::NodeId;
 
@@ -27,10 +28,16 @@ pub(super) fn inbound(node: &Arc<Node>) -> Inbound {
 impl Node {
     /// Serves one frame and returns the reply's frame.
     async fn receive(self: Arc<Self>, frame: Bytes) -> Result<Bytes, TransportError> {
-        let (header, request) = self.link.accept(frame).map_err(|refused| {
-            tracing::debug!(name = self.name(), %refused, "frame refused");
-            TransportError::Other(refused.to_string())
-        })?;
+        let (header, request) = match self.link.accept(frame) {
+            Ok(accepted) => accepted,
+            Err(refused) => {
+                tracing::debug!(name = self.name(), %refused, "frame refused");
+                return match refused {
+                    FrameRefused::Copied { asker } => Ok(self.link.reply(&asker, &Reply::Copied)),
+                    refused => Err(TransportError::Other(refused.to_string())),
+                };
+            }
+        };
         let reply = self.serve(header.from, request).await;
         Ok(self.link.reply(&header, &reply))
     }
@@ -43,6 +50,11 @@ impl Node {
             Request::Remaining { lease } => self.serve_remaining(lease).await,
             Request::Hello { name, peers, promised: _ } => self.serve_hello(&name, &peers).await,
             Request::Promise { name, peers, cluster } => self.serve_promise(&name, &peers, cluster).await,
+            Request::Copied { incarnation } => {
+                self.link.told_of_copy(from, incarnation);
+                // Whoever says this does not look at the answer.
+                Reply::Reminded { held: false }
+            }
             request => {
                 let raft = self.raft();
                 let served = raft.serve(from, request).await;

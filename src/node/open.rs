@@ -23,7 +23,7 @@ use crate::storage::state_engine;
 use crate::storage::{self, Opened};
 use crate::transport::Transport;
 use crate::transport::link::Link;
-use crate::types::{NodeId, Peer};
+use crate::types::{Incarnation, NodeId, Peer};
 use crate::watch_hub::WatchHub;
 
 /// Longest name of a node or a cluster, in bytes.
@@ -159,7 +159,8 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
     let log_driver = log.start(log_engine, how()).map_err(io)?;
     let state_driver = state.start(state_engine, how()).map_err(io)?;
 
-    let link = Link::new(identity.node, identity.nonce, transport.clone(), &peers, rt::random_u64());
+    let incarnation = Incarnation::new(identity.starts, rt::random_u64());
+    let link = Link::new(identity.node, incarnation, transport.clone(), &peers, rt::random_u64());
     if let Some(cluster) = identity.cluster {
         link.join(cluster);
     }

@@ -10,6 +10,7 @@ use futures::channel::oneshot;
 use super::open::observer;
 use super::{Node, Phase};
 use crate::command::{Command, Response};
+use crate::error::StorageError;
 use crate::raft::{Parts, Raft};
 use crate::rt::{self, Instant, mutant};
 use crate::types::Revision;
@@ -43,6 +44,9 @@ impl Node {
                 if self.stopping.load(Ordering::Acquire) && self.inbound().is_closed() {
                     return;
                 }
+                if let Some(why) = self.link.accusation() {
+                    self.poison.fail(StorageError::new("directory", "identity", why));
+                }
                 // The engines may fail where the core does not notice: behind its back, or while nobody writes.
                 if self.poison.error().is_some() || !matches!(changed, Ok(Ok(()))) && has_stopped(&raft).await {
                     break;
@@ -52,7 +56,7 @@ impl Node {
                 return;
             }
             if let Some(error) = self.poison.error() {
-                return self.fail(format!("the disk failed: {error}")).await;
+                return self.fail(error.to_string()).await;
             }
             restarts += 1;
             if restarts > RESTARTS_MAX {
@@ -284,6 +288,17 @@ impl Node {
 
     pub(crate) fn log_ends_at(&self) -> u64 {
         self.log.bounds().1.map_or(0, |last| last.index)
+    }
+
+    /// Reminds this node of what it would have acknowledged to `leader` in the present term; whether it says it has that.
+    pub(crate) async fn remind(&self, leader: crate::types::NodeId, index: u64) -> Option<bool> {
+        use crate::format::message::{Reply, Request};
+        use crate::types::{LeaderId, Vote};
+        let vote = Vote { leader: LeaderId { term: self.status().term, node: leader }, committed: true };
+        match self.raft().serve(leader, Request::Reminder { vote, index }).await {
+            Some(Reply::Reminded { held }) => Some(held),
+            _ => None,
+        }
     }
 
     pub(crate) async fn transfer_to(&self, to: crate::types::NodeId) {

@@ -88,6 +88,7 @@ struct Inner {
     machine: StateMachine,
     state: StateStore,
     log: Log,
+    link: Link,
     order: Order,
     heard: Arc<Heard>,
     muted: Arc<AtomicBool>,
@@ -125,7 +126,7 @@ impl Raft {
         let config = config::config(cluster_name, timing, retention).validate().map_err(stopped)?;
         let muted = Arc::new(AtomicBool::new(false));
         let streams = Arc::new(AtomicU64::new(rt::random_u64() >> 1));
-        let factory = Factory { link, streams, muted: muted.clone() };
+        let factory = Factory { link: link.clone(), streams, muted: muted.clone(), acked: Arc::default() };
         let machine = StateMachine::new(state.clone(), log.clone(), observer);
         let raft = Library::new(me.get(), Arc::new(config), factory, LogStore::new(log.clone()), machine.clone())
             .await
@@ -140,6 +141,7 @@ impl Raft {
                 machine,
                 state,
                 log,
+                link,
                 order: Order::default(),
                 heard,
                 muted,
@@ -290,6 +292,7 @@ impl Raft {
                     Err(fatal) => Err(stopped(&fatal)),
                 }
             }
+            Request::Reminder { vote, index } => Ok(self.serve_reminder(&vote, index)),
             Request::SnapshotBegin { session, vote: _, applied, membership } => {
                 self.serve_snapshot_begin(session, SnapshotMeta { last_applied: applied, membership }).await
             }
@@ -298,6 +301,21 @@ impl Raft {
             _ => return None,
         };
         Some(served.unwrap_or_else(|failure| Reply::Failed { why: failure.to_string() }))
+    }
+
+    /// A log that was acknowledged grows or is replaced by another leader's; under one leader it never ends earlier.
+    fn serve_reminder(&self, vote: &Vote, index: u64) -> Reply {
+        let end = self.inner.log.bounds().1.map_or(0, |last| last.index);
+        let follows = self.inner.log.vote().is_some_and(|own| own.leader == vote.leader);
+        let held = end >= index || !follows;
+        if !held {
+            self.inner.link.accuse(format!(
+                "this member acknowledged entry {index} to the leader {}, and its log ends at {end}: \
+                 an older state of its directory was put back",
+                vote.leader
+            ));
+        }
+        Reply::Reminded { held }
     }
 
     async fn serve_append(

@@ -4,9 +4,10 @@
 //! window, numbered so that the receiver can put them back in order, and answered in order; no task is left behind when the
 //! library drops the stream.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +29,7 @@ use crate::rt;
 use crate::storage::snapshot::SnapshotReader;
 use crate::transport::Lane;
 use crate::transport::link::{Link, LinkError};
-use crate::types::{NodeId, NodeInfo, Peer};
+use crate::types::{LeaderId, LogId, NodeId, NodeInfo, Peer, Vote};
 
 /// Append frames under way to one peer at a time. More does not help where a round trip is shorter than an fsync, and
 /// splits the follower's batches.
@@ -53,6 +54,24 @@ pub(crate) struct Factory {
     pub(crate) streams: Arc<AtomicU64>,
     /// Set while this node is to lead nobody: heartbeats and entries fail before they are sent.
     pub(crate) muted: Arc<AtomicBool>,
+    pub(crate) acked: Arc<Acked>,
+}
+
+/// The last entry that each follower has acknowledged, and to which leader's vote.
+#[derive(Default)]
+pub(crate) struct Acked(Mutex<BTreeMap<NodeId, (LeaderId, u64)>>);
+
+impl Acked {
+    fn note(&self, follower: NodeId, leader: LeaderId, index: u64) {
+        let mut acked = self.0.lock().expect("no panic while held");
+        let known = acked.entry(follower).or_insert((leader, index));
+        *known = (leader, if known.0 == leader { known.1.max(index) } else { index });
+    }
+
+    fn by(&self, follower: NodeId, leader: LeaderId) -> Option<u64> {
+        let acked = self.0.lock().expect("no panic while held");
+        acked.get(&follower).filter(|(to, _)| *to == leader).map(|(_, index)| *index)
+    }
 }
 
 impl RaftNetworkFactory<Config> for Factory {
@@ -80,6 +99,7 @@ impl Factory {
             lane,
             streams: self.streams.clone(),
             muted: self.muted.clone(),
+            acked: self.acked.clone(),
         }
     }
 }
@@ -93,6 +113,7 @@ pub(crate) struct Client {
     /// Numbers the append streams of this node; shared, so that no two streams have one number.
     streams: Arc<AtomicU64>,
     muted: Arc<AtomicBool>,
+    acked: Arc<Acked>,
 }
 
 impl Client {
@@ -115,16 +136,50 @@ impl Client {
         if self.muted.load(Ordering::Relaxed) {
             return Err(Unreachable::from_string("this node's disk does not answer: another is to lead").into());
         }
+        let Request::Append { vote, prev, entries, .. } = &request else { unreachable!("made by append_request") };
+        let (vote, prev) = (*vote, *prev);
+        let last = entries.last().map(|entry| entry.log_id).or(prev);
         let reply = self.link.ask(&self.peer, Some(self.target), self.lane, &request, limit).await;
         match reply.map_err(|error| self.rpc_error(error, limit))? {
-            Reply::Append(AppendReply::Success) => Ok(AppendEntriesResponse::Success),
+            Reply::Append(AppendReply::Success) => {
+                self.acked_up_to(&vote, last);
+                Ok(AppendEntriesResponse::Success)
+            }
             Reply::Append(AppendReply::Partial(upto)) => {
+                self.acked_up_to(&vote, upto);
                 Ok(AppendEntriesResponse::PartialSuccess(upto.map(|id| id.to_raft())))
             }
-            Reply::Append(AppendReply::Conflict) => Ok(AppendEntriesResponse::Conflict),
+            Reply::Append(AppendReply::Conflict) => self.conflict(vote, prev, limit).await,
             Reply::Append(AppendReply::HigherVote(vote)) => Ok(AppendEntriesResponse::HigherVote(vote.to_raft())),
             other => Err(unexpected(&other)),
         }
+    }
+
+    fn acked_up_to(&self, vote: &Vote, last: Option<LogId>) {
+        if let Some(last) = last {
+            self.acked.note(self.target, vote.leader, last.index);
+        }
+    }
+
+    /// The follower does not have `prev`. If it has acknowledged that, to this very leader, then either this answer is an old
+    /// one, or its directory is: it looks for itself. The library is not told: it would count what is not there any more.
+    async fn conflict(
+        &self,
+        vote: Vote,
+        prev: Option<LogId>,
+        limit: Duration,
+    ) -> Result<AppendEntriesResponse<Config>, Rpc> {
+        let acked = self.acked.by(self.target, vote.leader);
+        let Some(index) = acked.filter(|acked| prev.is_some_and(|prev| prev.index <= *acked)) else {
+            return Ok(AppendEntriesResponse::Conflict);
+        };
+        let reminder = Request::Reminder { vote, index };
+        let reply = self.link.ask(&self.peer, Some(self.target), Lane::Control, &reminder, limit).await;
+        let held = matches!(reply, Ok(Reply::Reminded { held: true }));
+        if !held {
+            tracing::error!(peer = %self.peer, index, ?reply, "a follower has lost entries that it had acknowledged");
+        }
+        Err(Unreachable::from_string(format!("it acknowledged entry {index}, and holds it now: {held}")).into())
     }
 
     fn rpc_error(&self, error: LinkError, limit: Duration) -> Rpc {
@@ -194,7 +249,7 @@ fn next_chunk(reader: &mut SnapshotReader) -> Result<Option<Bytes>, StreamingErr
 
 fn rpc_error(link: &Link, target: NodeId, error: LinkError, limit: Duration) -> Rpc {
     match error {
-        LinkError::Unreachable(_) => Unreachable::from_string(error).into(),
+        LinkError::Unreachable(_) | LinkError::Copied { .. } => Unreachable::from_string(error).into(),
         LinkError::TimedOut { .. } => {
             Timeout { action: RPCTypes::AppendEntries, id: link.me().get(), target: target.get(), timeout: limit }
                 .into()
@@ -334,5 +389,23 @@ fn append_request(stream: u64, seq: u64, request: &AppendEntriesRequest<Config>)
         prev: request.prev_log_id.map(|id| id.to_plain()),
         entries: request.entries.iter().map(FromRaft::to_plain).collect(),
         commit: request.leader_commit.map(|id| id.to_plain()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_acknowledged_to_a_leader_says_nothing_to_the_next() {
+        let (acked, follower) = (Acked::default(), NodeId::new(2));
+        let leader = |term| LeaderId { term, node: NodeId::new(1) };
+        assert_eq!(acked.by(follower, leader(1)), None);
+        acked.note(follower, leader(1), 10);
+        acked.note(follower, leader(1), 7);
+        assert_eq!(acked.by(follower, leader(1)), Some(10));
+        acked.note(follower, leader(2), 8);
+        assert_eq!((acked.by(follower, leader(1)), acked.by(follower, leader(2))), (None, Some(8)));
+        assert_eq!(acked.by(NodeId::new(3), leader(2)), None);
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Identity {
     pub(crate) name: String,
     /// Minted with the directory; ties its two files together.
     pub(crate) nonce: u64,
+    /// How often the directory has been opened, this time included. On disk before anybody is told.
+    pub(crate) starts: u64,
     /// The cluster this node has become part of.
     pub(crate) cluster: Option<ClusterId>,
     /// What this node has promised to the node that forms a cluster. Replaced only while log and vote are empty.
@@ -41,6 +43,7 @@ impl Identity {
             nonce: self.nonce,
             name: self.name.clone(),
             complete,
+            starts: self.starts,
             cluster: self.cluster,
             promise: self.promise.map(|promise| (promise.cluster, promise.peers)),
         }
@@ -53,6 +56,7 @@ impl From<IdentityRow> for Identity {
             node: row.node,
             name: row.name,
             nonce: row.nonce,
+            starts: row.starts,
             cluster: row.cluster,
             promise: row.promise.map(|(cluster, peers)| Promise { cluster, peers }),
         }

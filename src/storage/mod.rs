@@ -79,7 +79,7 @@ pub(crate) struct Opened {
 /// A directory is made in this order, and each step is synced before the next begins:
 /// 1. `log.wal`, with the identity, not `complete`;
 /// 2. `state.redb`, with the same identity;
-/// 3. `complete`, in `log.wal`.
+/// 3. `complete`, in `log.wal`. Every later opening counts itself there.
 ///
 /// Until the third step nothing else is written and nobody is told the id, so a creation that died before it is taken up
 /// where it stopped. After it, one file without the other, or of another nonce, is lost data: what the node promised in it
@@ -118,10 +118,9 @@ fn open_sized(
         return Err(directory.damaged(File::Log, "it has been used, but was never completed".to_owned()));
     }
     let state_db = directory.open_state(&row)?;
-    if !row.complete {
-        let complete = IdentityRow { complete: true, ..row.clone() };
-        engine.write_identity(&complete).map_err(|error| directory.io(File::Log, error.into()))?;
-    }
+    // Before anybody hears of this node: what tells one life of a directory from the next has to outlive it.
+    let row = IdentityRow { complete: true, starts: row.starts + 1, ..row };
+    engine.write_identity(&row).map_err(|error| directory.io(File::Log, error.into()))?;
     Ok(Opened { identity: row.into(), log, log_engine: engine, state_db, poison: directory.poison })
 }
 
@@ -151,7 +150,7 @@ impl Directory {
             None if self.disk.exists(File::State)? => Err(self.lost("log.wal is empty")),
             None => {
                 let (node, nonce) = mint();
-                let identity = Identity { node, name: name.to_owned(), nonce, cluster: None, promise: None };
+                let identity = Identity { node, name: name.to_owned(), nonce, starts: 0, cluster: None, promise: None };
                 self.create_log(backend, segment_bytes, identity.row(false))
             }
         }

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::{Lane, Transport, TransportError};
 use crate::format::message::{self, Header, Reply, Request};
-use crate::types::{ClusterId, NodeId, NodeInfo, Peer};
+use crate::types::{ClusterId, Incarnation, NodeId, NodeInfo, Peer};
 
 /// Why a request has no reply.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -22,6 +22,9 @@ pub(crate) enum LinkError {
     /// It may have been.
     #[error("no answer from {peer} within {waited:?}")]
     TimedOut { peer: String, waited: Duration },
+    /// Somebody answered from a copy of the peer's directory, or from an earlier life of it.
+    #[error("{peer} answered from an older or copied data directory")]
+    Copied { peer: String, incarnation: Incarnation },
     /// Something came back that is not the answer.
     #[error("{peer}: {why}")]
     Garbled { peer: String, why: String },
@@ -36,8 +39,8 @@ pub(crate) enum FrameRefused {
     OtherCluster { ours: Option<ClusterId>, theirs: Option<ClusterId> },
     #[error("it is for node {to}, this is {me}")]
     OtherTarget { to: NodeId, me: NodeId },
-    #[error("node {from} spoke before from another data directory: a directory was copied")]
-    Cloned { from: NodeId },
+    #[error("node {} has spoken from a later life of its directory, or from another one", asker.from)]
+    Copied { asker: Header },
 }
 
 #[derive(Clone)]
@@ -47,14 +50,16 @@ pub(crate) struct Link {
 
 struct Inner {
     me: NodeId,
-    incarnation: u64,
+    incarnation: Incarnation,
     transport: Arc<dyn Transport>,
     cluster: RwLock<Option<ClusterId>>,
     nonce: AtomicU64,
     /// Names to addresses as this start's formation list gives them; they win over what the membership says.
     addresses: BTreeMap<String, String>,
-    /// The data directory each node id was first heard from.
-    incarnations: Mutex<BTreeMap<NodeId, u64>>,
+    /// The latest life of each node's directory that was heard of.
+    incarnations: Mutex<BTreeMap<NodeId, Incarnation>>,
+    /// What a peer has found out about this node's directory.
+    accusation: OnceLock<String>,
 }
 
 impl fmt::Debug for Link {
@@ -67,7 +72,7 @@ impl Link {
     /// `first_nonce` should be drawn at random, so that replies to an earlier life of this process answer nothing.
     pub(crate) fn new(
         me: NodeId,
-        incarnation: u64,
+        incarnation: Incarnation,
         transport: Arc<dyn Transport>,
         peers: &[Peer],
         first_nonce: u64,
@@ -82,6 +87,7 @@ impl Link {
                 nonce: AtomicU64::new(first_nonce),
                 addresses,
                 incarnations: Mutex::new(BTreeMap::new()),
+                accusation: OnceLock::new(),
             }),
         }
     }
@@ -102,6 +108,25 @@ impl Link {
     pub(crate) fn peer(&self, info: &NodeInfo) -> Peer {
         let address = self.inner.addresses.get(&info.name).unwrap_or(&info.address);
         Peer::new(info.name.clone(), address.clone())
+    }
+
+    /// A peer takes what `incarnation` has said for the words of a copy: that concerns this node if it is its own.
+    pub(crate) fn told_of_copy(&self, from: NodeId, incarnation: Incarnation) {
+        if incarnation == self.inner.incarnation {
+            self.accuse(format!(
+                "node {from} has heard this member from another copy of its directory, or from a later state of it"
+            ));
+        }
+    }
+
+    /// Notes that this node's directory is not what it was when a peer last dealt with it. The node is not to go on.
+    pub(crate) fn accuse(&self, why: String) {
+        // The first one will do.
+        let _ = self.inner.accusation.set(why);
+    }
+
+    pub(crate) fn accusation(&self) -> Option<&str> {
+        self.inner.accusation.get().map(String::as_str)
     }
 
     /// Asks `peer` and waits for its reply, at most `timeout`.
@@ -140,7 +165,14 @@ impl Link {
             }
             Ok(Err(other)) => return Err(LinkError::Garbled { peer: peer.name.clone(), why: other.to_string() }),
         };
-        self.check_reply(peer, to, header.nonce, answer)
+        let checked = self.check_reply(peer, to, header.nonce, answer);
+        if let Err(LinkError::Copied { incarnation, .. }) = checked {
+            // It may have nothing to ask, and would never learn of it.
+            let header = self.header(to, self.inner.nonce.fetch_add(1, Ordering::Relaxed));
+            let telling = message::encode_request(&header, &Request::Copied { incarnation });
+            let _ = crate::rt::timeout(timeout, self.inner.transport.call(peer, Lane::Control, telling, timeout)).await;
+        }
+        checked
     }
 
     fn check_reply(
@@ -158,7 +190,12 @@ impl Link {
         if to.is_some_and(|to| to != theirs.from) {
             return Err(garbled(format!("the reply is from node {}", theirs.from)));
         }
-        self.check_sender(&theirs).map_err(|refused| garbled(refused.to_string()))?;
+        self.check_sender(&theirs)
+            .map_err(|_| LinkError::Copied { peer: peer.name.clone(), incarnation: theirs.incarnation })?;
+        if reply == Reply::Copied {
+            self.told_of_copy(theirs.from, self.inner.incarnation);
+            return Err(garbled("it takes this node's directory for a copy".into()));
+        }
         Ok((theirs, reply))
     }
 
@@ -191,9 +228,58 @@ impl Link {
 
     fn check_sender(&self, header: &Header) -> Result<(), FrameRefused> {
         let mut incarnations = self.inner.incarnations.lock().expect("no panic while held");
-        match *incarnations.entry(header.from).or_insert(header.incarnation) {
-            known if known == header.incarnation => Ok(()),
-            _ => Err(FrameRefused::Cloned { from: header.from }),
+        let latest = incarnations.entry(header.from).or_insert(header.incarnation);
+        if header.incarnation.starts() > latest.starts() {
+            *latest = header.incarnation;
         }
+        if *latest == header.incarnation { Ok(()) } else { Err(FrameRefused::Copied { asker: *header }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::MemoryNetwork;
+
+    const CLUSTER: ClusterId = ClusterId::new(7);
+
+    /// A node's end of a link, in one life of its directory.
+    fn link(node: u64, starts: u64, drawn: u64) -> Link {
+        let transport = Arc::new(MemoryNetwork::new().transport("a"));
+        let link = Link::new(NodeId::new(node), Incarnation::new(starts, drawn << 32), transport, &[], 1);
+        link.join(CLUSTER);
+        link
+    }
+
+    fn frame(from: &Link) -> Bytes {
+        message::encode_request(&from.header(Some(NodeId::new(1)), 5), &Request::ReadIndex)
+    }
+
+    #[test]
+    fn a_member_is_heard_in_its_latest_life_only() {
+        let (here, first, second) = (link(1, 3, 1), link(2, 8, 1), link(2, 9, 2));
+        assert!(here.accept(frame(&first)).is_ok());
+        assert!(here.accept(frame(&second)).is_ok());
+        assert!(
+            matches!(here.accept(frame(&first)), Err(FrameRefused::Copied { asker }) if asker.from == NodeId::new(2))
+        );
+        assert!(here.accept(frame(&second)).is_ok());
+    }
+
+    #[test]
+    fn of_two_copies_of_a_directory_the_one_that_was_heard_first_is_heard() {
+        let (here, first, second) = (link(1, 3, 1), link(2, 8, 1), link(2, 8, 2));
+        assert!(here.accept(frame(&first)).is_ok());
+        assert!(matches!(here.accept(frame(&second)), Err(FrameRefused::Copied { .. })));
+        assert!(here.accept(frame(&first)).is_ok());
+    }
+
+    #[test]
+    fn what_was_said_of_another_life_concerns_nobody() {
+        let (now, before) = (link(2, 9, 1), link(2, 8, 1));
+        now.told_of_copy(NodeId::new(1), before.inner.incarnation);
+        assert_eq!(now.accusation(), None);
+        now.told_of_copy(NodeId::new(1), now.inner.incarnation);
+        assert!(now.accusation().is_some_and(|why| why.contains("node")));
     }
 }

@@ -1,5 +1,6 @@
 //! What a directory may and may not be opened as.
 
+use crate::storage::identity::Identity;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -34,11 +35,12 @@ fn assert_lost(disk: &FaultDisk, expected: &str) {
 }
 
 #[test]
-fn a_directory_keeps_the_identity_it_was_made_with() {
+fn a_directory_keeps_the_identity_it_was_made_with_and_counts_its_openings() {
     let disk = FaultDisk::new(1);
     let first = open(&disk).unwrap().identity;
     let again = super::super::open(disk.mount(), "a", || panic!("an id is minted once")).unwrap().identity;
-    assert_eq!(first, again);
+    assert_eq!((first.starts, again.starts), (1, 2));
+    assert_eq!(Identity { starts: 2, ..first.clone() }, again);
     assert_eq!(first.name, "a");
 }
 
@@ -242,10 +244,10 @@ fn a_creation_that_died_is_taken_up_under_the_id_that_was_written() {
         disk.power_loss(PowerLoss::DropAll);
         let second = open(&disk).unwrap_or_else(|error| panic!("died at {k}: {error}")).identity;
         if let Ok(first) = first {
-            assert_eq!(first, second, "died at {k}");
+            assert_eq!(Identity { starts: 2, ..first }, second, "died at {k}");
         }
         let third = open(&disk).unwrap().identity;
-        assert_eq!(second, third, "died at {k}");
+        assert_eq!(Identity { starts: second.starts + 1, ..second }, third, "died at {k}");
         kept += u64::from(disk.count(crate::storage::fault_disk::IoKind::SetLen) > 0);
     }
     assert!(kept > 0);
