@@ -12,6 +12,8 @@ use crate::error::StartError;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// How often the leader tells its followers that it lives. Default 200 ms; from 10 ms to a third of `election_min`.
+    /// Above four thirds of the longest round trip: what is not answered within three quarters of it counts for nothing,
+    /// and a leader that no quorum answers serves no reads.
     pub heartbeat: Duration,
     /// The shortest silence after which a follower asks for an election. Default 1 s.
     pub election_min: Duration,

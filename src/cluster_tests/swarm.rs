@@ -7,13 +7,13 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use super::support::{converged, seeds};
-use crate::api::cluster::Cluster;
+use crate::api::cluster::{Cluster, Health};
 use crate::config::{Retention, Timing};
 use crate::rt;
 use crate::rt::marks::{self, Mark};
 use crate::rt::sim::{Panicked, World};
 use crate::sim::check::{BlackBox, black_box};
-use crate::sim::{Fault, Faults, Play, Sim, play};
+use crate::sim::{DiskFault, Fault, Faults, Play, Sim, play};
 use clients::Ledger;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,6 +28,8 @@ struct Plan {
     hasty: bool,
     yields: u32,
     faults: Vec<Fault>,
+    /// How the disk of one node fails, which is the end of that node.
+    breaks: Option<DiskFault>,
     chaos: Duration,
 }
 
@@ -38,7 +40,11 @@ impl Plan {
         let faults = Fault::ALL.into_iter().filter(|_| half()).collect();
         let (forgetful, hasty, yields) = (half(), half(), if half() { 30 } else { 0 });
         let nodes = [3, 3, 3, 5, 2, 1][rng.below(6) as usize];
-        Plan { nodes, forgetful, hasty, yields, faults, chaos }
+        let kinds = [DiskFault::Read, DiskFault::Write, DiskFault::Sync, DiskFault::Full];
+        let kind = kinds[rng.below(4) as usize];
+        // The others must be a majority.
+        let breaks = (nodes >= 3 && rng.below(2) == 0).then_some(kind);
+        Plan { nodes, forgetful, hasty, yields, faults, breaks, chaos }
     }
 
     fn how(&self, seed: u64) -> Play {
@@ -59,6 +65,10 @@ struct Harvest {
     commits: usize,
     unknown: usize,
     holds: usize,
+    /// Sessions that ended by themselves.
+    expired: usize,
+    /// Nodes that ended with their disk.
+    broken: usize,
     black_box: BlackBox,
 }
 
@@ -99,16 +109,21 @@ async fn scenario(sim: Sim, plan: Plan) -> Harvest {
     let shared = ledger.clone();
     sim.hosts(names, move |host| clients::process(host, shared.clone())).expect("names are new");
     let faults = Faults::only(plan.faults.iter().copied());
-    futures::join!(sim.chaos(faults, plan.chaos), meddle(&sim, plan.chaos));
+    let (_, _, broken) = futures::join!(
+        sim.chaos(faults, plan.chaos),
+        meddle(&sim, plan.chaos),
+        break_disk(&sim, plan.breaks, plan.chaos)
+    );
 
-    for name in sim.names() {
+    for name in sim.names().into_iter().filter(|name| broken.as_ref() != Some(name)) {
         let node = open(&sim, &name).await;
         // The last write through each node: what comes after it in no log is not to come.
         let written = ledger.last_write(&node, &name).await;
         written.unwrap_or_else(|error| panic!("{name} does not take a write when all is whole: {error}"));
     }
     ledger.end().await;
-    let nodes: Vec<Cluster> = sim.open().into_iter().map(|(_, node)| node).collect();
+    let nodes = standing(&sim);
+    ledger.outlive_sessions(&nodes[0]).await;
     converged(&nodes, &format!("seed {}", sim.seed())).await;
     ledger.settle(&nodes[0]).await;
     judge(&plan, &ledger, &nodes)
@@ -141,6 +156,21 @@ async fn meddle(sim: &Sim, time: Duration) {
     }
 }
 
+/// Has one disk fail for good, some time; the name of the node that is to end with it.
+async fn break_disk(sim: &Sim, fault: Option<DiskFault>, time: Duration) -> Option<String> {
+    let fault = fault?;
+    sim.run_for(Duration::from_millis(sim.random(time.as_millis() as u64))).await;
+    let (name, _) = sim.open().into_iter().next()?;
+    sim.fail_disk(&name, fault, sim.random(10)).ok()?;
+    Some(name)
+}
+
+/// The nodes that serve.
+fn standing(sim: &Sim) -> Vec<Cluster> {
+    let serves = |node: &Cluster| !matches!(node.status().health, Health::Stopped(_));
+    sim.open().into_iter().map(|(_, node)| node).filter(serves).collect()
+}
+
 async fn open(sim: &Sim, name: &str) -> Cluster {
     let is_open = || sim.node(name).is_ok();
     let opened = sim.until("an open node", 60 * SECOND, is_open).await;
@@ -162,6 +192,8 @@ fn judge(plan: &Plan, ledger: &Ledger, nodes: &[Cluster]) -> Harvest {
         calls: evidence.history.calls().len(),
         commits: evidence.log.commits.len(),
         unknown: evidence.history.calls().iter().filter(unknown).count(),
+        expired: ledger.expired(),
+        broken: plan.nodes as usize - nodes.len(),
         holds: evidence.locks.iter().map(|lock| lock.record.writes.len()).sum(),
         black_box,
     }
@@ -178,6 +210,8 @@ fn play_all(seeds: impl Iterator<Item = u64>, chaos: Duration) -> (u64, Harvest,
         all.commits += one.commits;
         all.unknown += one.unknown;
         all.holds += one.holds;
+        all.expired += one.expired;
+        all.broken += one.broken;
         all.black_box.explained += one.black_box.explained;
         all.black_box.inconclusive.extend(one.black_box.inconclusive);
     }
@@ -211,6 +245,7 @@ fn hundreds(odd: u64) {
     let missing: Vec<Mark> = marks.into_iter().filter(never).map(|(mark, _)| mark).collect();
     assert!(all.black_box.explained as u64 > played, "the black box has next to nothing to judge");
     assert!(missing.is_empty(), "in {played} seeds none of these has come up: {missing:?}");
+    assert!(all.expired > 0 && all.broken > 0, "no session ended by itself, or no disk did");
     let given_up = all.black_box.inconclusive.len();
     assert!(given_up * 50 <= all.black_box.explained + given_up, "{given_up} histories were too much for the checker");
 }

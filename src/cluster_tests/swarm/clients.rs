@@ -1,5 +1,6 @@
 //! What the processes of the swarm do, and what they write down of it.
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,15 +13,16 @@ use crate::api::cluster::Cluster;
 use crate::api::keys::prefix;
 use crate::api::session::Session;
 use crate::api::txn::{Transaction, list, put, read, remove, when};
-use crate::api::watch::Batch;
+use crate::api::watch::{Batch, Cause, Event};
 use crate::codec::decode;
 use crate::error::{Error, StartError};
 use crate::recipes::lock::LockGuard;
 use crate::rt;
 use crate::rt::sim::World;
 use crate::sim::check::{
-    Answer, Commit, CommitLog, Condition, Evidence, FencedWrite, Hold, LockEvidence, LockRecord, Moment, Only, Op,
-    Pending, Recorder, Span, Step, Test, WatchRecord, WatchStart, WatchStep, text,
+    Answer, Belief, Commit, CommitLog, Condition, Evidence, FencedWrite, Hold, LeaseEnd, LeaseRecord, LockEvidence,
+    LockRecord, Moment, Only, Op, Pending, Recorder, Renewal, RenewalAnswer, Span, Step, Test, WatchRecord, WatchStart,
+    WatchStep, text,
 };
 use crate::sim::{Host, Sim};
 use crate::storage::fault_disk::SplitMix;
@@ -47,6 +49,8 @@ pub(super) struct Ledger {
     watches: Mutex<Vec<WatchRecord>>,
     lock: Mutex<LockRecord>,
     tickets: Mutex<Vec<Ticket>>,
+    /// The lives of sessions, by the prefix of their keys.
+    leases: Mutex<BTreeMap<String, LeaseRecord>>,
     /// Promises to holders of sessions that were not kept.
     broken: Mutex<Vec<String>>,
 }
@@ -62,6 +66,7 @@ impl Ledger {
             watches: Mutex::default(),
             lock: Mutex::new(LockRecord { name: LOCK.into(), ..LockRecord::default() }),
             tickets: Mutex::default(),
+            leases: Mutex::default(),
             broken: Mutex::default(),
         })
     }
@@ -96,6 +101,28 @@ impl Ledger {
         }
     }
 
+    /// Notes that the keys of a session went, now.
+    fn ended(&self, key: &str, expired: bool) {
+        let name = &key[..=key.rfind('/').expect("a prefix and a number")];
+        if let Some(record) = self.leases.lock().unwrap().get_mut(name) {
+            record.end.get_or_insert(LeaseEnd { applied_ns: self.now_ns(), expired });
+        }
+    }
+
+    /// Whose keys went by themselves.
+    pub(super) fn expired(&self) -> usize {
+        self.leases.lock().unwrap().values().filter(|lease| lease.end.is_some_and(|end| end.expired)).count()
+    }
+
+    /// Waits until every session has ended that nobody holds on to any more: none may last for ever.
+    pub(super) async fn outlive_sessions(&self, node: &Cluster) {
+        let deadline = rt::Instant::now() + Duration::from_secs(60);
+        while node.range::<u64>(prefix(REGISTERED)).count().await.expect("all is whole") > 0 {
+            assert!(rt::Instant::now() < deadline, "keys of sessions that are gone are still there");
+            rt::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// What holders of sessions complain of.
     pub(super) fn broken(&self) -> Vec<String> {
         self.broken.lock().unwrap().clone()
@@ -119,6 +146,8 @@ impl Ledger {
     /// stopped believing: then only its writes count.
     pub(super) fn evidence(&self, node: &Cluster, stood_still: bool) -> Evidence {
         let mut record = self.lock.lock().unwrap().clone();
+        let now_ns = self.now_ns();
+        let observed = |lease| LeaseRecord { observed_ns: now_ns, ..lease };
         if stood_still {
             record.holds.clear();
         }
@@ -126,6 +155,7 @@ impl Ledger {
             history: self.recorder.history(),
             log: committed(node),
             watches: self.watches.lock().unwrap().clone(),
+            leases: self.leases.lock().unwrap().values().cloned().map(observed).collect(),
             locks: vec![LockEvidence { record, claims: Some(Span::claims(LOCK)) }],
             strangers: vec![Span::prefix("fenced/"), Span::prefix(REGISTERED), Span::not_flat()],
             ..Evidence::default()
@@ -162,6 +192,7 @@ pub(super) async fn process(host: Host, ledger: Arc<Ledger>) -> Result<(), Start
     }
     host.spawn(hold(cluster.clone(), ledger.clone(), rng()));
     host.spawn(register(cluster.clone(), ledger.clone(), rng()));
+    host.spawn(look_on(cluster.clone(), ledger.clone()));
     host.spawn(watch(cluster.clone(), ledger.clone(), rng(), host.name().to_owned()));
     let _kept = cluster;
     pending().await
@@ -363,8 +394,9 @@ async fn fenced(guard: &LockGuard, ledger: &Ledger, client: u64) {
 async fn register(cluster: Cluster, ledger: Arc<Ledger>, mut rng: SplitMix) {
     while !ledger.is_over() {
         let ttl = Duration::from_millis(300 + rng.below(1500));
+        let invoked_ns = ledger.now_ns();
         match cluster.session().ttl(ttl).timeout(PATIENCE / 2).await {
-            Ok(session) => registered(&cluster, &ledger, &mut rng, session).await,
+            Ok(session) => registered(&cluster, &ledger, &mut rng, session, invoked_ns).await,
             Err(Error::Stopped { .. }) => return,
             Err(_) => rt::sleep(Duration::from_millis(50)).await,
         }
@@ -372,8 +404,22 @@ async fn register(cluster: Cluster, ledger: Arc<Ledger>, mut rng: SplitMix) {
 }
 
 /// As long as the session is sure of itself, its keys are there, whichever leader is asked.
-async fn registered(cluster: &Cluster, ledger: &Ledger, rng: &mut SplitMix, session: Session) {
+async fn registered(cluster: &Cluster, ledger: &Ledger, rng: &mut SplitMix, session: Session, invoked_ns: u64) {
     let name = format!("{REGISTERED}{}/", ledger.client());
+    let granted = Renewal { invoked_ns, returned_ns: ledger.now_ns(), answer: RenewalAnswer::Alive };
+    let record = LeaseRecord {
+        lease: session.lease(),
+        ttl_ms: session.ttl().as_millis() as u64,
+        renewals: vec![granted],
+        beliefs: Vec::new(),
+        end: None,
+        observed_ns: 0,
+    };
+    ledger.leases.lock().unwrap().insert(name.clone(), record);
+    let believe = || {
+        let belief = Belief { at_ns: ledger.now_ns(), valid_for_ns: session.valid_for().as_nanos() as u64 };
+        ledger.leases.lock().unwrap().get_mut(&name).expect("just noted").beliefs.push(belief);
+    };
     let keys = (0..4).map(|n| put(format!("{name}{n}"), &n).session(&session));
     let registering = keys.fold(cluster.transaction(), Transaction::then).timeout(PATIENCE / 2);
     if registering.await.is_err() {
@@ -382,6 +428,7 @@ async fn registered(cluster: &Cluster, ledger: &Ledger, rng: &mut SplitMix, sess
     let sure = || session.lifeline().standing().sure(rt::boot_now());
     for _ in 0..rng.below(8) {
         let before = sure();
+        believe();
         let found = cluster.range::<u64>(prefix(name.as_str())).timeout(PATIENCE / 4).await;
         if let Ok(found) = found
             && found.len() < 4
@@ -392,7 +439,20 @@ async fn registered(cluster: &Cluster, ledger: &Ledger, rng: &mut SplitMix, sess
                 format!("{name} has {} keys at {} ns, and its {session:?} is sure", found.len(), ledger.now_ns());
             ledger.broken.lock().unwrap().push(what);
         }
+        believe();
         rt::sleep(Duration::from_millis(rng.below(1 + session.ttl().as_millis() as u64 / 2))).await;
+    }
+}
+
+/// Notes when sessions end: at the first node that applies it, since somebody looks on at each.
+async fn look_on(cluster: Cluster, ledger: Arc<Ledger>) {
+    let Ok(mut watch) = cluster.watch::<u64>(prefix(REGISTERED)).backpressure().await else { return };
+    while let Some(Ok(batch)) = watch.next().await {
+        for event in batch.events {
+            if let Event::Delete { key, cause, .. } = &event {
+                ledger.ended(key, *cause == Cause::Expired);
+            }
+        }
     }
 }
 
