@@ -117,9 +117,9 @@ impl<V, K> Change<V, K> {
         self.after.is_none()
     }
 
-    /// Why it is gone. `None` if it is not, and if nobody here saw it go: this node was sent the state without the changes
-    /// that led to it, the mirror fell behind by more than the node keeps in memory, or this handle by more than 8192
-    /// deletions.
+    /// Why it is gone; if it went several times, why it did when the mirror last saw it go. `None` if it is there, and if
+    /// nobody here saw it go: this node was sent the state without the changes that led to it, the mirror fell behind by more
+    /// than the node keeps in memory, or this handle by more than 8192 deletions.
     pub fn cause(&self) -> Option<Cause> {
         self.cause
     }

@@ -8,14 +8,16 @@ async fn a_mirror_opened_on_any_node_shows_every_write_acknowledged_before() {
     // KV1
     let trio = Trio::start().await;
     let (leader, behind, _) = trio.roles().await;
-    trio.network.delay(ms(20));
+    trio.network.delay(ms(5));
+    let mut was_behind = 0;
     for n in 0..10u32 {
         trio.nodes[leader].set("k", &n).await.unwrap();
         let stale = trio.nodes[behind].mirror::<u32>("k").stale().await.unwrap();
-        assert_ne!(contents(&stale.load()), [("k", n)], "the follower is not behind: this proves nothing");
+        was_behind += u32::from(contents(&stale.load()) != [("k", n)]);
         let mirror = trio.nodes[behind].mirror::<u32>("k").await.unwrap();
         assert_eq!(contents(&mirror.load()), [("k", n)]);
     }
+    assert!(was_behind > 5, "the follower is hardly ever behind: this proves nothing");
     let written = trio.nodes[leader].set("k", &99u32).await.unwrap().revision;
     let mirror = trio.nodes[behind].mirror::<u32>("k").at_least(written).await.unwrap();
     assert_eq!(contents(&mirror.load()), [("k", 99)]);
@@ -70,11 +72,10 @@ async fn a_mirror_goes_on_through_a_snapshot_and_learns_of_what_it_took_away() {
     writer.node().purge_log_now().await;
     trio.network.heal();
     let state = shown(&mirror, last).await;
-    assert_eq!(told(&changed(&mut mirror).await), [
-        ("k/3", Some(3), None, None),
-        ("k/4", Some(4), Some(44), None),
-        ("k/new", None, Some(99), None)
-    ]);
+    assert_eq!(
+        told(&changed(&mut mirror).await),
+        [("k/3", Some(3), None, None), ("k/4", Some(4), Some(44), None), ("k/new", None, Some(99), None)]
+    );
     assert_eq!((state.len(), state.revision()), (10, last));
     shown(&quiet, last).await;
     assert!(quiet.changed().now_or_never().is_none(), "nothing of its has changed");
@@ -141,28 +142,24 @@ async fn a_node_tells_how_long_ago_it_knew_that_it_was_up_to_date() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_applies_slowly_does_not_take_its_leaders_word_for_being_up_to_date() {
     let trio = Trio::start().await;
-    let (leader, _, _) = trio.roles().await;
-    let mut mirrors = Vec::new();
-    for node in &trio.nodes {
-        mirrors.push(node.mirror::<u32>("k").await.unwrap());
-    }
+    let (leader, slow, _) = trio.roles().await;
+    let mirror = trio.nodes[slow].mirror::<u32>("k").await.unwrap();
     // Each look at a follower that is behind must find it at least as stale as what it lacks is old.
-    trio.slow_disks(ms(300));
+    trio.slow_disk(slow, ms(60));
     let mut behind = 0;
     for n in 0..20u32 {
-        let Ok(written) = trio.nodes[leader].set("k", &n).timeout(HUNG).await else { continue };
+        let written = trio.nodes[leader].set("k", &n).timeout(HUNG).await.unwrap();
         let acknowledged = rt::Instant::now();
-        for _ in 0..8 {
-            rt::sleep(ms(60)).await;
-            for mirror in &mirrors {
-                let lacks = mirror.load().revision() < written.revision;
-                let stale = mirror.staleness().is_none_or(|stale| stale >= acknowledged.elapsed().saturating_sub(ms(55)));
-                assert!(!lacks || stale, "{:?} after {:?}", mirror.staleness(), acknowledged.elapsed());
-                behind += u32::from(lacks && acknowledged.elapsed() > ms(100));
-            }
+        for _ in 0..20 {
+            rt::sleep(ms(9)).await;
+            let since = acknowledged.elapsed();
+            let lacks = mirror.load().revision() < written.revision;
+            let stale = mirror.staleness().is_none_or(|stale| stale >= since);
+            assert!(!lacks || stale, "{:?} after {since:?}", mirror.staleness());
+            behind += u32::from(lacks);
         }
     }
-    assert!(behind > 5, "nobody was ever behind: {behind}");
+    assert!(behind > 5, "it was never behind: {behind} times");
     trio.stop().await;
 }
 
