@@ -15,9 +15,12 @@ const KEYS: u64 = 12;
 
 type State = BTreeMap<String, (u64, Revision)>;
 
-/// What was committed, revision by revision: keys and what they hold since, or why they are gone.
+/// A key and what it holds since, or why it is gone.
+type Fate = (String, Result<u64, Cause>);
+
+/// What was committed, revision by revision.
 #[derive(Default)]
-struct History(BTreeMap<Revision, Vec<(String, Result<u64, Cause>)>>);
+struct History(BTreeMap<Revision, Vec<Fate>>);
 
 impl History {
     fn add(&mut self, batch: Batch<u64>) {
