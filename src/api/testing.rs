@@ -27,34 +27,46 @@ pub(crate) fn ms(ms: u64) -> Duration {
 pub(crate) struct Trio {
     pub(crate) network: MemoryNetwork,
     pub(crate) nodes: Vec<Cluster>,
-    /// Milliseconds that every step of every storage engine takes.
-    disk_ms: Arc<AtomicU64>,
+    /// Milliseconds that every step of a node's storage engines takes.
+    disks_ms: Vec<Arc<AtomicU64>>,
 }
 
 impl Trio {
     pub(crate) async fn start() -> Self {
+        Trio::tuned(|_| {}).await
+    }
+
+    pub(crate) async fn tuned(tune: impl Fn(&mut Settings)) -> Self {
         let network = MemoryNetwork::new();
         let peers: Vec<Peer> = NAMES.iter().map(|name| Peer::new(*name, "")).collect();
-        let (mut nodes, disk_ms) = (Vec::new(), Arc::new(AtomicU64::new(0)));
+        let (mut nodes, mut disks_ms) = (Vec::new(), Vec::new());
         for name in NAMES {
+            let disk_ms = Arc::new(AtomicU64::new(0));
+            disks_ms.push(disk_ms.clone());
             let builder = Cluster::builder(name)
                 .in_memory()
                 .transport(network.transport(name))
                 .formation(Formation::Peers(peers.clone()))
                 .runtime(Runtime::Current)
                 .timing(Timing::fast())
-                .settings(|settings| settings.drive = disk_of(disk_ms.clone()));
+                .settings(|settings| settings.drive = disk_of(disk_ms))
+                .settings(&tune);
             nodes.push(builder.await.expect("starts"));
         }
         for node in &nodes {
             node.ready().await.expect("forms");
         }
-        Trio { network, nodes, disk_ms }
+        Trio { network, nodes, disks_ms }
     }
 
     /// Lets every step of every storage engine take this long from now on.
     pub(crate) fn slow_disks(&self, each_step: Duration) {
-        self.disk_ms.store(each_step.as_millis() as u64, Ordering::Relaxed);
+        (0..NAMES.len()).for_each(|place| self.slow_disk(place, each_step));
+    }
+
+    /// As [`Trio::slow_disks`], for the node at `place`.
+    pub(crate) fn slow_disk(&self, place: usize, each_step: Duration) {
+        self.disks_ms[place].store(each_step.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// The place of the node that leads and that another one follows.
