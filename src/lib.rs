@@ -102,7 +102,9 @@ pub use crate::api::key::{Key, Leading};
 pub use crate::api::keys::{Keys, leading, prefix};
 pub use crate::api::kv::{Cas, Delete, Deleted, Entry, Get, Replaced, Set, SetIf, SetPrev, Written};
 pub use crate::api::range::{Count, Entries, RANGE_ENTRIES_MAX, Range, Scan};
-pub use crate::api::session::{Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_TTL_MIN, Session};
+pub use crate::api::session::{
+    Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_REFRESH_MIN, SESSION_TTL_MIN, Session,
+};
 pub use crate::api::table::{Map, Table};
 pub use crate::api::txn::{
     Condition, Operation, TableWhen, Transaction, TxnOutcome, When, list, put, read, remove, when,
