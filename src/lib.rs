@@ -122,6 +122,11 @@ pub use crate::recipes::election::{
 pub use crate::recipes::inspect::Claimant;
 pub use crate::recipes::latch::Latch;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::registry::{
+    INSTANCE_HOST_BYTES_MAX, INSTANCE_ID_BYTES_MAX, INSTANCE_METADATA_BYTES_MAX, INSTANCE_METADATA_MAX, Incarnation,
+    Instance, Leaving, Register, RegisterTarget, Registered, Registration, RegistrationState, RegistrationStates,
+    Renewal, SERVICE_NAME_BYTES_MAX, SERVICES, Services, Target, Verdict,
+};
 pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
 pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
