@@ -1,5 +1,6 @@
 //! The registry on three nodes and a paused clock.
 
+mod converge;
 mod register;
 mod slot;
 mod target;
