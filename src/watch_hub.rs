@@ -130,6 +130,12 @@ impl WatchHub {
         Subscription { hub: self.clone(), id, keys }
     }
 
+    /// How many watch.
+    #[cfg(test)]
+    pub(crate) fn watchers(&self) -> usize {
+        self.lock().watchers.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Hub> {
         self.hub.lock().expect("no panic while held")
     }

@@ -23,6 +23,13 @@ impl<V: Value> Layout<V, String> {
     }
 }
 
+impl<V> Layout<V, ()> {
+    /// That of one key, which need not be read.
+    pub(crate) fn of_one(format: Format<V>) -> Self {
+        Layout { read_key: |_| Ok(()), format }
+    }
+}
+
 impl<V, K> Layout<V, K> {
     pub(crate) fn of<T: Key<Owned = K> + ?Sized>(format: Format<V>) -> Self {
         Layout { read_key: T::decode, format }

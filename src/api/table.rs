@@ -15,6 +15,7 @@ use super::key::Key;
 use super::keys::{Keys, stored_key_in};
 use super::kv::{Delete, Get, Set};
 use super::layout::Layout;
+use super::mirror::{OpenMirror, OpenMirrorKey};
 use super::range::Range;
 use super::txn::{Operation, TableWhen};
 use super::watch::WatchBuilder;
@@ -330,6 +331,40 @@ impl<K: Key + ?Sized, V: 'static> Map<K, V> {
     /// ```
     pub fn watch(&self, keys: impl Into<Keys<K>>) -> WatchBuilder<V, K::Owned> {
         WatchBuilder::new(&self.cluster, keys.into().stored_in(self.table), self.layout())
+    }
+
+    /// Opens a mirror of `keys`: a typed copy in memory that follows every change. See [`Cluster::mirror`].
+    ///
+    /// # Errors
+    /// As [`Cluster::mirror`].
+    /// # Cancel safety
+    /// Nothing is lost: no mirror was opened.
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::{Table, leading};
+    /// const JOBS: Table<(&'static str, u64), u8> = Table::new("jobs");
+    /// let jobs = cluster.table(JOBS);
+    /// jobs.set(("mail", 1), &1).await?;
+    /// jobs.set(("web", 2), &7).await?;
+    /// let web = jobs.mirror(leading(("web",))).await?;
+    /// assert_eq!(web.load().len(), 1);
+    /// assert_eq!(web.load().get(&("web", 2u64))?.map(|job| job.value), Some(7));
+    /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn mirror(&self, keys: impl Into<Keys<K>>) -> OpenMirror<V, K::Owned> {
+        OpenMirror::new(&self.cluster, self.table, keys.into().stored_in(self.table), self.layout())
+    }
+
+    /// Opens a mirror of one key. See [`MirrorKey`](crate::MirrorKey).
+    ///
+    /// # Errors
+    /// As [`Cluster::mirror`].
+    /// # Cancel safety
+    /// Nothing is lost: no mirror was opened.
+    pub fn mirror_key(&self, key: impl Borrow<K>) -> OpenMirrorKey<V> {
+        OpenMirrorKey::new(&self.cluster, self.table, stored_key_in(self.table, key.borrow()), self.format)
     }
 
     /// How long the key has before its lease expires, by the leader's clock; `None` if it is not there or hangs on no lease.

@@ -33,6 +33,10 @@ pub(crate) struct Trio {
 
 impl Trio {
     pub(crate) async fn start() -> Self {
+        Trio::tuned(|_| {}).await
+    }
+
+    pub(crate) async fn tuned(tune: impl Fn(&mut Settings)) -> Self {
         let network = MemoryNetwork::new();
         let peers: Vec<Peer> = NAMES.iter().map(|name| Peer::new(*name, "")).collect();
         let (mut nodes, disk_ms) = (Vec::new(), Arc::new(AtomicU64::new(0)));
@@ -43,7 +47,8 @@ impl Trio {
                 .formation(Formation::Peers(peers.clone()))
                 .runtime(Runtime::Current)
                 .timing(Timing::fast())
-                .settings(|settings| settings.drive = disk_of(disk_ms.clone()));
+                .settings(|settings| settings.drive = disk_of(disk_ms.clone()))
+                .settings(&tune);
             nodes.push(builder.await.expect("starts"));
         }
         for node in &nodes {

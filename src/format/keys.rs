@@ -11,9 +11,22 @@ use crate::command::KeyRange;
 const HOST: u8 = 0x01;
 const COORDINATION: u8 = 0x02;
 
+/// Room for most keys.
+const KEY_BYTES_USUAL: usize = 46;
+
 /// The key `key` of table `table`.
 pub(crate) fn host(table: &str, key: &[u8]) -> Bytes {
     stored(HOST, table, key)
+}
+
+/// The key of table `table` that `write` writes, for whoever only compares with it.
+pub(crate) fn host_with(table: &str, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut stored = Vec::with_capacity(2 + table.len() + KEY_BYTES_USUAL);
+    stored.push(HOST);
+    stored.extend_from_slice(table.as_bytes());
+    stored.push(0);
+    write(&mut stored);
+    stored
 }
 
 /// The key `key` of recipe `recipe`.
@@ -58,6 +71,7 @@ mod tests {
     fn stored_keys_are_these_bytes() {
         assert_eq!(host("", b"a/b").as_ref(), b"\x01\x00a/b");
         assert_eq!(host("services", b"web").as_ref(), b"\x01services\x00web");
+        assert_eq!(host_with("services", |to| to.extend_from_slice(b"web")), b"\x01services\x00web");
         assert_eq!(coordination("lock", b"job").as_ref(), b"\x02lock\x00job");
         assert_eq!(strip(&host("services", b"we\x00b")).as_ref(), b"we\x00b");
         assert_eq!((table(&host("services", b"we\x00b")), table(&host("", b"x"))), ("services", ""));

@@ -144,6 +144,13 @@ impl Node {
         self.revision.wait(revision.get()).await.map_err(stopped)
     }
 
+    /// How long ago this node last knew that it was up to date; `None` if it has not known since its consensus module started,
+    /// or has stopped.
+    pub(crate) fn staleness(&self) -> Option<std::time::Duration> {
+        self.check_open().ok()?;
+        self.raft().staleness()
+    }
+
     /// What the host's transport hands frames to.
     pub(crate) fn inbound(&self) -> Inbound {
         self.inbound.get().expect("set when the node is made").clone()

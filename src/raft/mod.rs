@@ -14,7 +14,7 @@ mod types;
 #[cfg(test)]
 mod conformance;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -233,6 +233,25 @@ impl Raft {
         Some(acked.elapsed())
     }
 
+    /// How long ago this node knew for the last time that it had applied everything that was committed: by the leader's word,
+    /// or, as the leader, by that of a quorum. `None` if it has not known it since this module was started.
+    pub(crate) fn staleness(&self) -> Option<Duration> {
+        let applied = self.inner.state.view().applied;
+        let me = self.inner.me;
+        let (reigns, alone) = self.inner.status.with(|status| {
+            // A leader that has applied an entry of its own term has applied everything before it.
+            let reigns = status.leads && applied.is_some_and(|applied| Some(applied.leader) == status.leader);
+            let mine = |config: &BTreeSet<NodeId>| config.len() == 1 && config.contains(&me);
+            (reigns, status.membership.membership.configs.iter().all(mine))
+        });
+        match (reigns, alone) {
+            // Nobody else can commit anything, and nobody acknowledges anything to it.
+            (true, true) => Some(Duration::ZERO),
+            (true, false) => self.quorum_silence(),
+            (false, _) => self.inner.heard.current_at(applied).map(rt::Instant::elapsed),
+        }
+    }
+
     /// Drops log entries up to `index` that a snapshot covers.
     pub(crate) async fn purge_log(&self, index: u64) -> Result<(), RaftFailure> {
         self.inner.raft.trigger().purge_log(index).await.map_err(|fatal| stopped(&fatal))
@@ -300,6 +319,7 @@ impl Raft {
         entries: Vec<LogEntry>,
         commit: Option<LogId>,
     ) -> Result<Reply, RaftFailure> {
+        let arrived = rt::Instant::now();
         if self.inner.order.turn(from, stream, seq).await.is_err() {
             return Ok(Reply::Failed { why: format!("frame {seq} of stream {stream} came without its predecessors") });
         }
@@ -320,6 +340,7 @@ impl Raft {
         let answer = answer.map_err(|error| stopped(&error))?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
             self.inner.heard.from(vote.leader);
+            self.inner.heard.told(vote.leader, arrived, commit, self.inner.state.view().applied);
         }
         Ok(Reply::Append(match answer {
             AppendEntriesResponse::Success => AppendReply::Success,
