@@ -38,6 +38,8 @@
 //!   ([`Cluster::lock`]). So have elections, reader-writer locks and semaphores ([`Cluster::election`], [`Cluster::rwlock`],
 //!   [`Cluster::semaphore`]). Barriers, latches and counters count each party, event and addition once ([`Cluster::barrier`],
 //!   [`Cluster::latch`], [`Cluster::counter`]).
+//! * **Registrations** put themselves right after deletions and partitions, are replaced at once by a restart, and never
+//!   outlive their lease ([`Cluster::services`]).
 //! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted.
 //!
 //! Not promised: tolerance of nodes that lie; exclusion at a resource that does not check the fence; room for more than one
@@ -103,7 +105,9 @@ pub use crate::api::keys::{Keys, leading, prefix};
 pub use crate::api::kv::{Cas, Delete, Deleted, Entry, Get, Replaced, Set, SetIf, SetPrev, Written};
 pub use crate::api::mirror::{Change, Delta, Mirror, MirrorKey, Mirrored, MirroredEntries, OpenMirror, OpenMirrorKey};
 pub use crate::api::range::{Count, Entries, RANGE_ENTRIES_MAX, Range, Scan};
-pub use crate::api::session::{Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_TTL_MIN, Session};
+pub use crate::api::session::{
+    Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_REFRESH_MIN, SESSION_TTL_MIN, Session,
+};
 pub use crate::api::table::{Map, Table};
 pub use crate::api::txn::{
     Condition, Operation, TableWhen, Transaction, TxnOutcome, When, list, put, read, remove, when,
@@ -121,6 +125,12 @@ pub use crate::recipes::election::{
 pub use crate::recipes::inspect::Claimant;
 pub use crate::recipes::latch::Latch;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::registry::{
+    Departure, Discover, Discovery, INSTANCE_HOST_BYTES_MAX, INSTANCE_ID_BYTES_MAX, INSTANCE_METADATA_BYTES_MAX,
+    INSTANCE_METADATA_MAX, Incarnation, Instance, InstanceEvent, Instances, Leaving, Register, RegisterTarget,
+    Registered, Registration, RegistrationState, RegistrationStates, Renewal, SERVICE_NAME_BYTES_MAX, SERVICES,
+    Services, Target, Verdict,
+};
 pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
 pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};

@@ -43,6 +43,8 @@ const DRIFT_PERCENT: u32 = 1;
 const DRIFT_FIXED: Duration = Duration::from_millis(5);
 /// Renewals per time to live.
 const RENEWALS: u32 = 3;
+/// The shortest pause between two renewals that can be asked for.
+pub const SESSION_REFRESH_MIN: Duration = Duration::from_millis(10);
 /// Pause before a renewal that got no answer is sent again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Timers stand still while the machine sleeps: after waking up, a deadline that has passed is noticed within this.
@@ -58,10 +60,11 @@ pub enum LostReason {
     /// The session was closed or dropped here.
     #[error("the session was closed")]
     Closed,
-    /// Of guards only: the local deadline came before a renewal was acknowledged. The lock may be granted to somebody else.
+    /// Of guards and registrations: the local deadline came before a renewal was acknowledged. A lock may be granted to
+    /// somebody else.
     #[error("the lease could not be renewed before the local deadline")]
     Unsure,
-    /// Of guards only: somebody deleted the claim.
+    /// Of guards and registrations: somebody deleted the claim, or the record.
     #[error("the claim was deleted")]
     Deleted,
     /// Of guards only: it was released here.
@@ -161,6 +164,11 @@ impl Session {
     /// # Cancel safety
     /// The closing goes on in the background.
     pub async fn close(self) -> Result<(), Error> {
+        self.end().await
+    }
+
+    /// As [`Session::close`], for who cannot give it away. It is of no use any more.
+    pub(crate) async fn end(&self) -> Result<(), Error> {
         self.line.end(LostReason::Closed);
         let (lease, timeout) = (self.line.lease, self.cluster.node().settings().timeout);
         self.cluster.on_node(move |node| async move { revoke(&node, lease, timeout).await }).await
@@ -200,6 +208,7 @@ async fn revoke(node: &Arc<Node>, lease: LeaseId, timeout: Duration) -> Result<(
 pub struct OpenSession {
     cluster: Cluster,
     ttl: Option<Duration>,
+    refresh: Option<Duration>,
     name: Option<String>,
     timeout: Duration,
 }
@@ -208,10 +217,17 @@ impl OpenSession {
     /// How long the lease lasts without a renewal: from [`SESSION_TTL_MIN`](crate::SESSION_TTL_MIN) to one year. Default
     /// 10 s, or three times the maximal election timeout if that is more.
     ///
-    /// It is renewed three times in that time. Shorter than three times the maximal election timeout, it may expire in an
+    /// It is renewed three times in that time unless [`OpenSession::refresh`] says otherwise. Shorter than three times the maximal election timeout, it may expire in an
     /// ordinary change of leader, and locks refuse it.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// How long after a renewal was sent the next one is: from [`SESSION_REFRESH_MIN`](crate::SESSION_REFRESH_MIN) to half the
+    /// ttl, so that one may be lost. Default: a third of the ttl.
+    pub fn refresh(mut self, refresh: Duration) -> Self {
+        self.refresh = Some(refresh);
         self
     }
 
@@ -234,13 +250,15 @@ impl IntoFuture for OpenSession {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let OpenSession { cluster, ttl, name, timeout } = self;
+            let OpenSession { cluster, ttl, refresh, name, timeout } = self;
             let ttl = ttl.unwrap_or_else(|| default_ttl(&cluster));
             let ttl_ms = ttl_ms(ttl)?;
             if ttl < SESSION_TTL_MIN {
                 let why = format!("it is {ttl:?}, but a session's must be at least {SESSION_TTL_MIN:?}");
                 return Err(Error::Invalid { what: "ttl", why });
             }
+            let refresh = refresh.unwrap_or(ttl / RENEWALS);
+            check_refresh(refresh, ttl)?;
             let name = name.unwrap_or_else(|| cluster.node().name().to_owned());
             check_name(&name)?;
             let handle = cluster.clone();
@@ -249,7 +267,8 @@ impl IntoFuture for OpenSession {
                 let sent = rt::boot_now();
                 match node.mutate(Command::LeaseGrant { ttl_ms }, timeout).await? {
                     Response::Granted { lease, .. } => {
-                        let line = Lifeline::start(&node, lease, Duration::from_millis(ttl_ms), name, sent);
+                        let ttl = Duration::from_millis(ttl_ms);
+                        let line = Lifeline::renewing(&node, lease, (ttl, refresh), name, sent);
                         // Made here, so that a caller who has gone away drops, and thereby revokes, it.
                         Ok(Session { cluster: handle, line })
                     }
@@ -266,6 +285,14 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     if name.len() > SESSION_NAME_BYTES_MAX {
         let why = format!("it has {} bytes, the limit is {SESSION_NAME_BYTES_MAX}", name.len());
         return Err(Error::Invalid { what: "session name", why });
+    }
+    Ok(())
+}
+
+fn check_refresh(refresh: Duration, ttl: Duration) -> Result<(), Error> {
+    if !(SESSION_REFRESH_MIN..=ttl / 2).contains(&refresh) {
+        let why = format!("it is {refresh:?}, but must be from {SESSION_REFRESH_MIN:?} to half the ttl, {:?}", ttl / 2);
+        return Err(Error::Invalid { what: "refresh", why });
     }
     Ok(())
 }
@@ -296,7 +323,8 @@ impl Cluster {
     /// # cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub fn session(&self) -> OpenSession {
-        OpenSession { cluster: self.clone(), ttl: None, name: None, timeout: self.node().settings().timeout }
+        let timeout = self.node().settings().timeout;
+        OpenSession { cluster: self.clone(), ttl: None, refresh: None, name: None, timeout }
     }
 }
 
@@ -342,6 +370,8 @@ impl Standing {
 pub(crate) struct Lifeline {
     pub(crate) lease: LeaseId,
     pub(crate) ttl: Duration,
+    /// From one renewal to the next.
+    refresh: Duration,
     pub(crate) name: String,
     standing: watch::Sender<Standing>,
 }
@@ -349,9 +379,20 @@ pub(crate) struct Lifeline {
 impl Lifeline {
     /// Begins to keep alive a lease whose grant was sent at `sent` and has been acknowledged.
     pub(crate) fn start(node: &Arc<Node>, lease: LeaseId, ttl: Duration, name: String, sent: Duration) -> Arc<Self> {
+        Lifeline::renewing(node, lease, (ttl, ttl / RENEWALS), name, sent)
+    }
+
+    /// As [`start`](Self::start), with a pause between renewals of the caller's.
+    fn renewing(
+        node: &Arc<Node>,
+        lease: LeaseId,
+        (ttl, refresh): (Duration, Duration),
+        name: String,
+        sent: Duration,
+    ) -> Arc<Self> {
         let (standing, _) =
             watch::channel(Standing { until: deadline(sent, ttl), lapses: 0, lapsed: false, lost: None });
-        let line = Arc::new(Lifeline { lease, ttl, name, standing });
+        let line = Arc::new(Lifeline { lease, ttl, refresh, name, standing });
         node.spawn("session", line.clone().keep(node.clone(), sent)).detach();
         line
     }
@@ -429,7 +470,7 @@ impl Lifeline {
 
     async fn renew(&self, node: &Arc<Node>, mut sent: Duration) {
         loop {
-            sleep_until_boot(sent + self.ttl / RENEWALS).await;
+            sleep_until_boot(sent + self.refresh).await;
             sent = match self.renew_once(node).await {
                 Ok(sent) => sent,
                 Err(reason) => {

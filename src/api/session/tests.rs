@@ -236,6 +236,28 @@ async fn opening_a_session_and_going_away_leaves_no_lease() {
     trio.stop().await;
 }
 
+/// L8: the deadline never comes nearer than the pause between renewals and their round trip take it.
+#[tokio::test(start_paused = true)]
+async fn a_session_is_renewed_as_often_as_it_was_asked_to_be() {
+    let trio = Trio::start().await;
+    let (_, follower, _) = trio.roles().await;
+    for (refresh, stays_above) in [(ms(100), TTL - ms(200)), (TTL / 2, TTL / 3)] {
+        let session = trio.nodes[follower].session().ttl(TTL).refresh(refresh).await.expect("opens");
+        let mut shortest = TTL;
+        for _ in 0..600 {
+            rt::sleep(ms(5)).await;
+            shortest = shortest.min(session.valid_for());
+        }
+        assert!(shortest > stays_above, "renewed every {refresh:?}, valid for {shortest:?}");
+        assert!(shortest < TTL - refresh, "renewed more often than every {refresh:?}: {shortest:?}");
+    }
+    for refresh in [Duration::ZERO, ms(9), TTL / 2 + ms(1)] {
+        let refused = trio.nodes[0].session().ttl(TTL).refresh(refresh).await.map(|session| session.lease());
+        assert!(matches!(&refused, Err(Error::Invalid { what: "refresh", .. })), "{refresh:?}: {refused:?}");
+    }
+    trio.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_out_of_range_is_refused_before_anything_is_sent() {
     let trio = Trio::start().await;
@@ -255,7 +277,7 @@ async fn a_session_out_of_range_is_refused_before_anything_is_sent() {
 fn a_standing_counts_each_lapse_once_whenever_it_is_noticed_and_is_lost_for_good() {
     let standing = Standing { until: ms(100), lapses: 0, lapsed: false, lost: None };
     let (sender, _) = watch::channel(standing);
-    let line = Lifeline { lease: LeaseId::new(1), ttl: TTL, name: String::new(), standing: sender };
+    let line = Lifeline { lease: LeaseId::new(1), ttl: TTL, refresh: TTL / 3, name: String::new(), standing: sender };
     assert_eq!(line.standing().sure(ms(99)), Some(0));
     assert_eq!(line.standing().sure(ms(100)), None);
     for now in [100, 100, 150] {

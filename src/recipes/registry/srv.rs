@@ -1,0 +1,154 @@
+//! The order in which to try instances: by priority, and by chance within one.
+//!
+//! The rules are those of SRV records (RFC 2782): all of a lower priority come before any of a higher one; among those of
+//! one priority, the next is drawn with a chance proportional to its weight, and one of weight 0 has a very small chance as
+//! long as there are others. The RFC draws from `0..=sum` over a list with the zero weights in front, which favours whoever
+//! happens to stand first when weights are small. Here that one extra number belongs to the zero weights alone and is left
+//! out where there are none, so weights are met exactly: of 1 and 3, the 3 comes first in three draws of four.
+
+/// What is to be ordered, and by what.
+pub(super) trait Ranked {
+    fn priority(&self) -> u16;
+    fn weight(&self) -> u16;
+}
+
+/// All of them in the order in which to try them. `below(n)` draws an even number below `n`, which is not 0.
+pub(super) fn order<T: Ranked>(mut items: Vec<T>, mut below: impl FnMut(u64) -> u64) -> Vec<T> {
+    items.sort_by_key(Ranked::priority);
+    let mut ordered = Vec::with_capacity(items.len());
+    while let Some(priority) = items.first().map(Ranked::priority) {
+        let rest = items.split_off(items.partition_point(|item| item.priority() == priority));
+        let mut equal = std::mem::replace(&mut items, rest);
+        while !equal.is_empty() {
+            let next = draw(&equal, &mut below);
+            ordered.push(equal.swap_remove(next));
+        }
+    }
+    ordered
+}
+
+/// The first of [`order`], without the rest of the work.
+pub(super) fn first<T: Ranked>(items: impl Iterator<Item = T> + Clone, mut below: impl FnMut(u64) -> u64) -> Option<T> {
+    let lowest = items.clone().map(|item| item.priority()).min()?;
+    let mut equal: Vec<T> = items.filter(|item| item.priority() == lowest).collect();
+    let drawn = draw(&equal, &mut below);
+    Some(equal.swap_remove(drawn))
+}
+
+/// The place of the one that comes next, among some of one priority.
+fn draw<T: Ranked>(equal: &[T], below: &mut impl FnMut(u64) -> u64) -> usize {
+    let sum: u64 = equal.iter().map(|item| u64::from(item.weight())).sum();
+    let unweighted = equal.iter().filter(|item| item.weight() == 0).count();
+    let mut left = match unweighted {
+        0 => below(sum) + 1,
+        _ => below(sum + 1),
+    };
+    if left == 0 {
+        let nth = below(unweighted as u64) as usize;
+        let mut zeros = equal.iter().enumerate().filter(|(_, item)| item.weight() == 0);
+        return zeros.nth(nth).expect("counted above").0;
+    }
+    let reached = |item: &T| {
+        let weight = u64::from(item.weight());
+        let reached = weight >= left;
+        left = left.saturating_sub(weight);
+        reached
+    };
+    equal.iter().position(reached).expect("at most the sum of the weights was drawn")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choices::Choices;
+
+    impl Ranked for (u16, u16, &str) {
+        fn priority(&self) -> u16 {
+            self.0
+        }
+
+        fn weight(&self) -> u16 {
+            self.1
+        }
+    }
+
+    const DRAWS: usize = 40_000;
+
+    /// How often each name came at place `place`, of [`DRAWS`].
+    fn times_at(place: usize, items: &[(u16, u16, &'static str)], names: &[&str]) -> Vec<usize> {
+        let mut chance = Choices::seeded(7);
+        let mut times = vec![0; names.len()];
+        for _ in 0..DRAWS {
+            let ordered = order(items.to_vec(), |end| chance.below(end));
+            assert_eq!(ordered.len(), items.len());
+            if let Some(which) = names.iter().position(|name| *name == ordered[place].2) {
+                times[which] += 1;
+            }
+        }
+        times
+    }
+
+    /// Within five standard deviations (and a little) of the share.
+    fn is_share(times: usize, share: f64) -> bool {
+        let (expected, deviation) = (DRAWS as f64 * share, (DRAWS as f64 * share * (1.0 - share)).sqrt());
+        (times as f64 - expected).abs() <= 5.0 * deviation + 1.0
+    }
+
+    #[test]
+    fn a_lower_priority_comes_first_whatever_the_weights_are() {
+        let items = [(20, 65535, "backup"), (10, 0, "zero"), (10, 1, "one"), (0, 0, "first"), (30, 9, "last")];
+        let mut chance = Choices::seeded(1);
+        for _ in 0..1000 {
+            let names: Vec<&str> = order(items.to_vec(), |end| chance.below(end)).iter().map(|item| item.2).collect();
+            assert_eq!((names[0], names[3], names[4]), ("first", "backup", "last"), "{names:?}");
+            assert_eq!(first(items.iter().copied(), |end| chance.below(end)).map(|item| item.2), Some("first"));
+        }
+    }
+
+    #[test]
+    fn within_a_priority_chances_are_proportional_to_weights_at_every_place() {
+        let items = [(5, 1, "a"), (5, 2, "b"), (5, 5, "c")];
+        let times = times_at(0, &items, &["a", "b", "c"]);
+        assert!(
+            is_share(times[0], 1.0 / 8.0) && is_share(times[1], 2.0 / 8.0) && is_share(times[2], 5.0 / 8.0),
+            "{times:?}"
+        );
+        // Second place: whoever is drawn from the two that are left.
+        let a_second = 2.0 / 8.0 * (1.0 / 6.0) + 5.0 / 8.0 * (1.0 / 3.0);
+        let times = times_at(1, &items, &["a"]);
+        assert!(is_share(times[0], a_second), "{times:?}, expected a share of {a_second}");
+    }
+
+    #[test]
+    fn equal_weights_have_equal_chances_also_when_they_are_small_or_zero() {
+        for weight in [0, 1, 10, 65535] {
+            let items = [(5, weight, "a"), (5, weight, "b"), (5, weight, "c")];
+            for place in 0..3 {
+                let times = times_at(place, &items, &["a", "b", "c"]);
+                assert!(
+                    times.iter().all(|times| is_share(*times, 1.0 / 3.0)),
+                    "weight {weight}, place {place}: {times:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weight_zero_has_a_very_small_chance_while_there_are_others_and_still_some() {
+        let items = [(5, 0, "zero"), (5, 60, "a"), (5, 39, "b"), (5, 0, "nought")];
+        let times = times_at(0, &items, &["zero", "a", "b", "nought"]);
+        assert!(is_share(times[0], 0.005) && is_share(times[3], 0.005) && is_share(times[1], 0.6), "{times:?}");
+        assert!(times[0] > 0 && times[3] > 0, "{times:?}");
+    }
+
+    #[test]
+    fn the_first_of_an_order_has_the_same_chances_when_it_is_drawn_alone() {
+        let items = [(5, 1, "a"), (5, 3, "b"), (9, 100, "c")];
+        let mut chance = Choices::seeded(3);
+        let drawn = (0..DRAWS).filter(|_| first(items.iter().copied(), |end| chance.below(end)) == Some(items[0]));
+        let times = drawn.count();
+        assert!(is_share(times, 0.25), "{times}");
+        assert_eq!(first(items[..0].iter().copied(), |_| 0), None);
+        assert_eq!(order(items[..0].to_vec(), |_| 0), []);
+    }
+}
