@@ -101,9 +101,7 @@ pub use crate::api::cluster::{Cluster, Health, Outcome, Status};
 pub use crate::api::key::{Key, Leading};
 pub use crate::api::keys::{Keys, leading, prefix};
 pub use crate::api::kv::{Cas, Delete, Deleted, Entry, Get, Replaced, Set, SetIf, SetPrev, Written};
-pub use crate::api::mirror::{
-    Change, Delta, Mirror, MirrorKey, Mirrored, MirroredEntries, OpenMirror, OpenMirrorKey,
-};
+pub use crate::api::mirror::{Change, Delta, Mirror, MirrorKey, Mirrored, MirroredEntries, OpenMirror, OpenMirrorKey};
 pub use crate::api::range::{Count, Entries, RANGE_ENTRIES_MAX, Range, Scan};
 pub use crate::api::session::{
     Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_REFRESH_MIN, SESSION_TTL_MIN, Session,

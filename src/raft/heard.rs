@@ -78,7 +78,8 @@ struct Current {
 
 impl Current {
     fn settle(&mut self, applied: Option<LogId>) {
-        if let Some((_, at)) = self.waiting.take_if(|(index, _)| applied.is_some_and(|applied| applied.index >= *index)) {
+        if let Some((_, at)) = self.waiting.take_if(|(index, _)| applied.is_some_and(|applied| applied.index >= *index))
+        {
             self.at = Some(at);
         }
     }

@@ -60,7 +60,8 @@ where
 {
     let shared = Arc::new(Shared::default());
     let first = poll_fn(|cx| feed.poll_next(cx)).await.expect("a feed begins with a batch or an error")?;
-    let mut follower = Follower { now: Arc::new(Mirrored::empty(table, Revision::ZERO)), layout, shared: shared.clone() };
+    let mut follower =
+        Follower { now: Arc::new(Mirrored::empty(table, Revision::ZERO)), layout, shared: shared.clone() };
     follower.take(first).await;
     let published = Published { snapshot: follower.now.clone(), place: feed.place(), ended: None };
     let (sender, receiver) = watch::channel(published);

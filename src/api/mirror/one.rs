@@ -23,12 +23,7 @@ use crate::types::Revision;
 pub struct OpenMirrorKey<V: 'static>(OpenMirror<V, ()>);
 
 impl<V> OpenMirrorKey<V> {
-    pub(crate) fn new(
-        cluster: &Cluster,
-        table: &'static str,
-        key: Result<Bytes, Error>,
-        format: Format<V>,
-    ) -> Self {
+    pub(crate) fn new(cluster: &Cluster, table: &'static str, key: Result<Bytes, Error>, format: Format<V>) -> Self {
         OpenMirrorKey(OpenMirror::new(cluster, table, key.map(KeyRange::single), Layout::of_one(format)))
     }
 

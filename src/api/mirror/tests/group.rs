@@ -70,11 +70,10 @@ async fn a_mirror_goes_on_through_a_snapshot_and_learns_of_what_it_took_away() {
     writer.node().purge_log_now().await;
     trio.network.heal();
     let state = shown(&mirror, last).await;
-    assert_eq!(told(&changed(&mut mirror).await), [
-        ("k/3", Some(3), None, None),
-        ("k/4", Some(4), Some(44), None),
-        ("k/new", None, Some(99), None)
-    ]);
+    assert_eq!(
+        told(&changed(&mut mirror).await),
+        [("k/3", Some(3), None, None), ("k/4", Some(4), Some(44), None), ("k/new", None, Some(99), None)]
+    );
     assert_eq!((state.len(), state.revision()), (10, last));
     shown(&quiet, last).await;
     assert!(quiet.changed().now_or_never().is_none(), "nothing of its has changed");
@@ -156,7 +155,8 @@ async fn a_node_that_applies_slowly_does_not_take_its_leaders_word_for_being_up_
             rt::sleep(ms(60)).await;
             for mirror in &mirrors {
                 let lacks = mirror.load().revision() < written.revision;
-                let stale = mirror.staleness().is_none_or(|stale| stale >= acknowledged.elapsed().saturating_sub(ms(55)));
+                let stale =
+                    mirror.staleness().is_none_or(|stale| stale >= acknowledged.elapsed().saturating_sub(ms(55)));
                 assert!(!lacks || stale, "{:?} after {:?}", mirror.staleness(), acknowledged.elapsed());
                 behind += u32::from(lacks && acknowledged.elapsed() > ms(100));
             }

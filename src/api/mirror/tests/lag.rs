@@ -45,12 +45,15 @@ async fn a_mirror_that_falls_behind_shows_the_present_state_and_finds_out_what_w
     shown(&mirror, last).await;
     assert!(lags() > before, "nothing was outrun");
     let delta = changed(&mut mirror).await;
-    assert_eq!(told(&delta), [
-        ("k/b", Some(0), None, None),
-        ("k/busy", Some(0), Some(39), None),
-        ("k/c", Some(0), Some(5), None),
-        ("k/d", None, Some(6), None)
-    ]);
+    assert_eq!(
+        told(&delta),
+        [
+            ("k/b", Some(0), None, None),
+            ("k/busy", Some(0), Some(39), None),
+            ("k/c", Some(0), Some(5), None),
+            ("k/d", None, Some(6), None)
+        ]
+    );
     assert!(delta.iter().next().unwrap().is_delete());
     let now = mirror.load();
     assert_eq!(contents(&now), [("k/a", 0), ("k/busy", 39), ("k/c", 5), ("k/d", 6)]);

@@ -104,10 +104,10 @@ async fn a_state_shows_transactions_whole() {
     }
     let states = rt::timeout(HUNG, reader).await.expect("the reader waits").unwrap();
     assert!(states > 50, "the reader has hardly looked: {states}");
-    assert_eq!(told(&changed(&mut mirror).await), [
-        ("k/a", Some(0), Some(100), None),
-        ("k/b", Some(0), Some(100), None)
-    ]);
+    assert_eq!(
+        told(&changed(&mut mirror).await),
+        [("k/a", Some(0), Some(100), None), ("k/b", Some(0), Some(100), None)]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,11 +127,14 @@ async fn a_slow_reader_is_told_the_difference_and_nothing_of_what_has_been_undon
     let last = cluster.delete("k/passing").await.unwrap().revision;
     shown(&mirror, last).await;
     let delta = changed(&mut mirror).await;
-    assert_eq!(told(&delta), [
-        ("k/a", Some(0), Some(50), None),
-        ("k/b", Some(0), Some(9), None),
-        ("k/c", Some(0), None, Some(Cause::Deleted))
-    ]);
+    assert_eq!(
+        told(&delta),
+        [
+            ("k/a", Some(0), Some(50), None),
+            ("k/b", Some(0), Some(9), None),
+            ("k/c", Some(0), None, Some(Cause::Deleted))
+        ]
+    );
     assert_eq!(delta.iter().nth(1).unwrap().entry().unwrap().version, 1, "it was created anew");
     // A key that comes and goes before anybody looks is nothing that has changed.
     cluster.set("k/passing", &1u32).await.unwrap();
