@@ -38,6 +38,8 @@
 //!   ([`Cluster::lock`]). So have elections, reader-writer locks and semaphores ([`Cluster::election`], [`Cluster::rwlock`],
 //!   [`Cluster::semaphore`]). Barriers, latches and counters count each party, event and addition once ([`Cluster::barrier`],
 //!   [`Cluster::latch`], [`Cluster::counter`]).
+//! * **Registrations** put themselves right after deletions and partitions, are replaced at once by a restart, and never
+//!   outlive their lease ([`Cluster::services`]).
 //! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted.
 //!
 //! Not promised: tolerance of nodes that lie; exclusion at a resource that does not check the fence; room for more than one
@@ -124,9 +126,10 @@ pub use crate::recipes::inspect::Claimant;
 pub use crate::recipes::latch::Latch;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
 pub use crate::recipes::registry::{
-    INSTANCE_HOST_BYTES_MAX, INSTANCE_ID_BYTES_MAX, INSTANCE_METADATA_BYTES_MAX, INSTANCE_METADATA_MAX, Incarnation,
-    Instance, Leaving, Register, RegisterTarget, Registered, Registration, RegistrationState, RegistrationStates,
-    Renewal, SERVICE_NAME_BYTES_MAX, SERVICES, Services, Target, Verdict,
+    Departure, Discover, Discovery, INSTANCE_HOST_BYTES_MAX, INSTANCE_ID_BYTES_MAX, INSTANCE_METADATA_BYTES_MAX,
+    INSTANCE_METADATA_MAX, Incarnation, Instance, InstanceEvent, Instances, Leaving, Register, RegisterTarget,
+    Registered, Registration, RegistrationState, RegistrationStates, Renewal, SERVICE_NAME_BYTES_MAX, SERVICES,
+    Services, Target, Verdict,
 };
 pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
 pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};

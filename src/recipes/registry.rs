@@ -18,6 +18,8 @@
 //! What is left to others: whether an instance that is listed answers. A record says that its owner's node reached the cluster
 //! within the ttl, and that the probe, if there is one, was content.
 
+mod discover;
+mod hindsight;
 mod instance;
 mod probe;
 mod reconcile;
@@ -29,6 +31,7 @@ mod target;
 use std::collections::BTreeSet;
 use std::fmt;
 
+pub use self::discover::{Departure, Discover, Discovery, InstanceEvent, Instances};
 pub use self::instance::{
     INSTANCE_HOST_BYTES_MAX, INSTANCE_ID_BYTES_MAX, INSTANCE_METADATA_BYTES_MAX, INSTANCE_METADATA_MAX, Incarnation,
     Instance, Leaving, Registered, SERVICE_NAME_BYTES_MAX, SERVICES,
@@ -120,6 +123,46 @@ impl Services {
         instance: Instance,
     ) -> RegisterTarget {
         RegisterTarget::new(&self.cluster, service.into(), id.into(), instance)
+    }
+
+    /// Follows the instances of `service` in this process's memory: who is there costs no I/O to know, what changes is told,
+    /// and whom to talk to is chosen by priority and weight.
+    ///
+    /// Begins with everybody whose registration was acknowledged before the call. Options: [`Discover::with`],
+    /// [`Discover::stale`], [`Discover::timeout`].
+    ///
+    /// # Errors
+    /// As [`Cluster::mirror`]; [`Error::Invalid`] for a name out of range.
+    /// # Cancel safety
+    /// Nothing is lost.
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(3).await?; let cluster = &nodes[0];
+    /// use quorate::{Departure, Instance, InstanceEvent};
+    ///
+    /// let mut web = nodes[1].services().discover("web").with("zone", "a").await?;
+    /// assert!(web.load().is_empty());
+    /// let instance = Instance::new("10.0.0.7:8080").meta("zone", "a");
+    /// let registration = cluster.services().register("web", instance).id("web-1").await?;
+    ///
+    /// let there = web.wait_for(|web| web.len() == 1).await?;
+    /// assert_eq!(there.get("web-1").map(|web| web.address()).as_deref(), Some("10.0.0.7:8080"));
+    /// let backend = web.pick().expect("there is one");
+    /// assert_eq!(backend.port, 8080);
+    ///
+    /// registration.deregister().await?;
+    /// for event in web.changed().await? {
+    ///     match event {
+    ///         InstanceEvent::Gone { id, why, .. } => println!("{id} is gone: {why:?}"),
+    ///         other => println!("{other:?}"),
+    ///     }
+    /// }
+    /// # for node in &nodes { node.shutdown().await?; }
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn discover(&self, service: impl Into<String>) -> Discover {
+        Discover::new(&self.cluster, service.into())
     }
 
     /// The instances of `service` with their ids, in order of these, as of one linearizable moment.

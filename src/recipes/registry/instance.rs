@@ -10,7 +10,6 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use super::srv::Ranked;
 use crate::api::table::Table;
 use crate::codec::Json;
 use crate::error::Error;
@@ -232,16 +231,6 @@ pub enum Leaving {
     Deregistered,
     /// Its health probe failed. What the last failure said.
     Unhealthy(String),
-}
-
-impl Ranked for &Registered {
-    fn priority(&self) -> u16 {
-        self.instance.priority
-    }
-
-    fn weight(&self) -> u16 {
-        self.instance.weight
-    }
 }
 
 /// Refuses what is no name of a service or an instance.

@@ -95,10 +95,12 @@ enum Found {
     Other(Option<Revision>),
 }
 
+type Changes = Batch<Registered, (String, String)>;
+
 /// What happened.
 enum Woken {
     Wanted,
-    Records(Option<Result<Batch<Registered, (String, String)>, Error>>),
+    Records(Option<Result<Changes, Error>>),
     Session,
     Timer,
 }
@@ -292,7 +294,7 @@ impl Reconciler {
     }
 
     /// Takes note of what others did to the record.
-    fn take_note(&mut self, batch: Batch<Registered, (String, String)>) -> Noted {
+    fn take_note(&mut self, batch: Changes) -> Noted {
         if batch.revision <= self.written {
             return Noted::Nothing;
         }

@@ -1,6 +1,7 @@
 //! The registry on three nodes and a paused clock.
 
 mod converge;
+mod discover;
 mod register;
 mod slot;
 mod target;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::api::session::LostReason;
-use crate::api::testing::{Trio, ms, until};
+use crate::api::testing::{HUNG, Trio, ms, until};
 use crate::recipes::testing::TTL;
 use crate::rt;
 use crate::types::{LeaseId, Revision};
@@ -26,6 +26,16 @@ fn leases(cluster: &Cluster) -> usize {
 
 fn lost(reason: LostReason) -> RegistrationState {
     RegistrationState::Lost { reason }
+}
+
+/// The next state; a test that waits in vain says so.
+async fn next(states: &mut RegistrationStates) -> Option<RegistrationState> {
+    rt::timeout(HUNG, states.changed()).await.expect("nothing happens")
+}
+
+/// The state it ends in.
+async fn end(registration: &Registration) -> RegistrationState {
+    rt::timeout(HUNG, registration.states().wait_for(|_| false)).await.expect("it does not end")
 }
 
 #[tokio::test(start_paused = true)]
@@ -60,9 +70,9 @@ async fn a_record_that_somebody_deletes_is_put_again_at_once_and_more_slowly_if_
     let mut repairs = Vec::new();
     for _ in 0..6 {
         let deleted = trio.nodes[there].table(SERVICES).delete(("web", "web-1")).await.expect("deletes");
-        assert_eq!((deleted.count, states.changed().await), (1, Some(lost(LostReason::Deleted))));
+        assert_eq!((deleted.count, next(&mut states).await), (1, Some(lost(LostReason::Deleted))));
         let gone = rt::Instant::now();
-        let Some(RegistrationState::Registered { revision }) = states.changed().await else { panic!("{web:?}") };
+        let Some(RegistrationState::Registered { revision }) = next(&mut states).await else { panic!("{web:?}") };
         assert!(revision > deleted.revision);
         repairs.push(rt::Instant::now() - gone);
     }
@@ -89,14 +99,14 @@ async fn an_instance_that_was_cut_off_for_longer_than_its_ttl_is_listed_again_wh
     let (mut states, incarnation) = (web.states(), web.incarnation());
     trio.isolate(here);
     let cut = rt::Instant::now();
-    assert_eq!(states.changed().await, Some(lost(LostReason::Unsure)));
+    assert_eq!(next(&mut states).await, Some(lost(LostReason::Unsure)));
     assert!(rt::Instant::now() - cut <= TTL, "it believed to be listed for {:?}", rt::Instant::now() - cut);
     settled(&trio.nodes[there], &[]).await;
     rt::sleep(TTL * 3).await;
     assert_eq!(web.state(), lost(LostReason::Unsure));
     trio.network.heal();
-    assert_eq!(states.changed().await, Some(lost(LostReason::Expired)));
-    assert!(states.changed().await.expect("goes on").is_registered());
+    assert_eq!(next(&mut states).await, Some(lost(LostReason::Expired)));
+    assert!(next(&mut states).await.expect("goes on").is_registered());
     settled(&trio.nodes[there], &["web-1"]).await;
     assert_eq!(records(&trio.nodes[there]).await[0].1.incarnation, incarnation);
     rt::sleep(TTL * 3).await;
@@ -114,9 +124,9 @@ async fn an_instance_whose_node_cannot_renew_for_a_while_is_unsure_and_then_as_r
     let mut watch = trio.nodes[there].table(SERVICES).watch(..).await.expect("opens");
     trio.isolate(leader);
     // Its successor gives the lease a full time.
-    assert_eq!(states.changed().await, Some(lost(LostReason::Unsure)));
+    assert_eq!(next(&mut states).await, Some(lost(LostReason::Unsure)));
     trio.network.heal();
-    assert_eq!(states.changed().await, Some(before));
+    assert_eq!(next(&mut states).await, Some(before));
     rt::sleep(TTL * 3).await;
     assert_eq!(told(&mut watch).await, [""; 0], "watchers have seen something");
     trio.stop().await;
@@ -132,8 +142,8 @@ async fn a_restarted_instance_replaces_its_record_at_once_and_the_old_registrati
     let new = trio.nodes[there].services().register("web", at(81)).id("web-1").ttl(TTL).await.expect("registers");
     assert!(new.state().is_registered() && rt::Instant::now() - asked < TTL / 4);
     assert!(new.incarnation() > old.incarnation());
-    let end = old.states().wait_for(RegistrationState::is_final).await;
-    assert_eq!(end, RegistrationState::Replaced { by: Some(new.incarnation()) });
+    let ended = end(&old).await;
+    assert_eq!(ended, RegistrationState::Replaced { by: Some(new.incarnation()) });
     until("the old lease is revoked", || leases(&trio.nodes[here]) == leases(&trio.nodes[there])).await;
     rt::sleep(TTL * 3).await;
     let now = records(&trio.nodes[there]).await;
@@ -155,10 +165,10 @@ async fn an_instance_that_comes_back_after_its_successor_registered_gives_way_to
     settled(&trio.nodes[there], &[]).await;
     let new = register(&trio.nodes[there], "web-1").await;
     trio.network.heal();
-    let end = old.states().wait_for(RegistrationState::is_final).await;
-    assert_eq!(end, RegistrationState::Replaced { by: Some(new.incarnation()) });
+    let ended = end(&old).await;
+    assert_eq!(ended, RegistrationState::Replaced { by: Some(new.incarnation()) });
     let updated = old.update(at(82)).await.expect("valid");
-    assert_eq!(updated, end);
+    assert_eq!(updated, ended);
     rt::sleep(TTL * 3).await;
     let now = records(&trio.nodes[there]).await;
     assert_eq!((now.len(), now[0].1.version, now[0].1.incarnation), (1, 1, new.incarnation()));
@@ -213,7 +223,7 @@ async fn an_instance_is_listed_while_its_probe_says_yes() {
     let mut states = web.states();
     assert_eq!(web.state(), RegistrationState::Unhealthy { why: "database away".into() });
     assert_eq!(ids(&trio.nodes[there]).await, [""; 0]);
-    assert!(states.changed().await.expect("goes on").is_registered());
+    assert!(next(&mut states).await.expect("goes on").is_registered());
     // Fewer than three in a row say nothing.
     for _ in 0..3 {
         noes.store(2, Ordering::Relaxed);
@@ -221,15 +231,15 @@ async fn an_instance_is_listed_while_its_probe_says_yes() {
     }
     assert!(web.state().is_registered());
     noes.store(10, Ordering::Relaxed);
-    assert_eq!(states.changed().await, Some(RegistrationState::Unhealthy { why: "database away".into() }));
+    assert_eq!(next(&mut states).await, Some(RegistrationState::Unhealthy { why: "database away".into() }));
     settled(&trio.nodes[there], &[]).await;
-    assert!(states.changed().await.expect("goes on").is_registered());
+    assert!(next(&mut states).await.expect("goes on").is_registered());
     for (trouble, says) in [(1000, "task probe panicked"), (2000, "within 50ms")] {
         noes.store(trouble, Ordering::Relaxed);
-        let Some(RegistrationState::Unhealthy { why }) = states.changed().await else { panic!("{web:?}") };
+        let Some(RegistrationState::Unhealthy { why }) = next(&mut states).await else { panic!("{web:?}") };
         assert!(why.contains(says), "{why}");
         noes.store(0, Ordering::Relaxed);
-        assert!(states.changed().await.expect("goes on").is_registered());
+        assert!(next(&mut states).await.expect("goes on").is_registered());
     }
     settled(&trio.nodes[there], &["web-1"]).await;
     let told = told(&mut watch).await;
@@ -255,8 +265,8 @@ async fn an_unhealthy_instance_keeps_its_incarnation_and_its_place_to_come_back_
     noes.store(100, Ordering::Relaxed);
     settled(&trio.nodes[there], &[]).await;
     let new = register(&trio.nodes[there], "web-1").await;
-    let end = web.states().wait_for(RegistrationState::is_final).await;
-    assert_eq!(end, RegistrationState::Replaced { by: Some(new.incarnation()) });
+    let ended = end(&web).await;
+    assert_eq!(ended, RegistrationState::Replaced { by: Some(new.incarnation()) });
     trio.stop().await;
 }
 
@@ -302,7 +312,7 @@ async fn a_registration_ends_with_its_node_and_its_record_expires() {
     let web = register(&trio.nodes[here], "web-1").await;
     let mut watch = trio.nodes[there].table(SERVICES).watch(..).await.expect("opens");
     trio.nodes[here].shutdown().await.expect("stops");
-    assert_eq!(web.states().wait_for(|_| false).await, RegistrationState::Stopped);
+    assert_eq!(end(&web).await, RegistrationState::Stopped);
     settled(&trio.nodes[there], &[]).await;
     assert_eq!(told(&mut watch).await, ["Expired"]);
     trio.stop().await;
@@ -319,8 +329,8 @@ async fn what_an_older_one_or_a_person_wrote_is_put_right_and_what_cannot_be_rea
     until("told", || web.state().is_registered()).await;
     const OF_ANOTHER_RELEASE: crate::Table<(&str, &str), u64> = crate::Table::new("services");
     trio.nodes[there].table(OF_ANOTHER_RELEASE).set(("web", "web-1"), &7).await.expect("sets");
-    let end = web.states().wait_for(RegistrationState::is_final).await;
-    assert_eq!(end, RegistrationState::Replaced { by: None });
+    let ended = end(&web).await;
+    assert_eq!(ended, RegistrationState::Replaced { by: None });
     rt::sleep(TTL * 3).await;
     assert_eq!(
         trio.nodes[there].table(OF_ANOTHER_RELEASE).get(("web", "web-1")).await.expect("read").as_deref(),
