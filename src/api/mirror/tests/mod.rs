@@ -183,7 +183,8 @@ async fn a_wait_that_is_dropped_has_seen_nothing() {
                 Ok(delta) => seen.extend(delta.unwrap().iter().map(|change| change.entry().unwrap().value)),
                 Err(_) => dropped += 1,
             }
-            rt::sleep(ms(patience % 2)).await;
+            // Long enough for several writes to lie ready when it polls once.
+            rt::sleep(ms(patience % 2 * 3)).await;
             if seen.len() == 200 {
                 return;
             }
