@@ -168,7 +168,7 @@ async fn a_wait_that_is_dropped_has_seen_nothing() {
     let writer = async {
         for n in 0..200u32 {
             cluster.set(format!("k/{n:03}"), &n).await.unwrap();
-            rt::sleep(ms(1)).await;
+            rt::sleep(ms(2)).await;
         }
     };
     let mut dropped = 0;
