@@ -32,7 +32,8 @@
 //! * **Durability.** Acknowledged means on disk, by fsync, on a majority; it survives the loss of power of all nodes at once.
 //! * **Exactly once.** A write is decided once, across retries, forwarding, changes of leader and restarts. An unknown outcome
 //!   is [`Error::Indeterminate`] with a [`Ticket`], which [`Cluster::resolve`] settles.
-//! * **Watches** are ordered, whole, resumable, and never lossy without saying so ([`Cluster::watch`]).
+//! * **Watches** are ordered, whole, resumable, and never lossy without saying so ([`Cluster::watch`]). A mirror is a typed copy
+//!   in memory that follows them: each of its states is one that was committed ([`Cluster::mirror`]).
 //! * **Leases never end early**, and never by anybody's wall clock.
 //! * **Locks** have one holder in the state, strictly increasing [`Fence`]s, and guards that are lost before another can hold
 //!   ([`Cluster::lock`]). So have elections, reader-writer locks and semaphores ([`Cluster::election`], [`Cluster::rwlock`],

@@ -155,6 +155,7 @@ async fn a_clone_has_seen_what_its_original_has_and_goes_its_own_way() {
     shown(&first, last).await;
     assert_eq!(contents(&first.borrow_and_update()), [("k", 2)]);
     assert_eq!((first.has_changed(), second.has_changed()), (false, true));
+    assert!(second.clone().has_changed(), "nor has its clone seen it");
     assert_eq!(told(&changed(&mut second).await), [("k", Some(1), Some(2), None)]);
     assert_eq!(cluster.node().hub().watchers(), 1, "one task follows for both");
 }
@@ -167,17 +168,23 @@ async fn a_wait_that_is_dropped_has_seen_nothing() {
     let writer = async {
         for n in 0..200u32 {
             cluster.set(format!("k/{n:03}"), &n).await.unwrap();
-            rt::sleep(ms(1)).await;
+            rt::sleep(ms(2)).await;
         }
     };
     let mut dropped = 0;
     let reader = async {
         for patience in (0..4).cycle() {
-            match rt::timeout(ms(patience), mirror.changed()).await {
+            // Dropped after one poll, or after some time.
+            let looked = match patience {
+                0 => mirror.changed().now_or_never().ok_or(rt::clock::Elapsed),
+                _ => rt::timeout(ms(patience), mirror.changed()).await,
+            };
+            match looked {
                 Ok(delta) => seen.extend(delta.unwrap().iter().map(|change| change.entry().unwrap().value)),
                 Err(_) => dropped += 1,
             }
-            rt::sleep(ms(patience % 2)).await;
+            // Long enough for several writes to lie ready when it polls once.
+            rt::sleep(ms(patience % 2 * 3)).await;
             if seen.len() == 200 {
                 return;
             }
