@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::IntoFuture;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 
 use super::hindsight::departures;
 use super::instance::{Registered, SERVICE_NAME_BYTES_MAX, SERVICES, check_name};
-use super::srv::{self, Ranked};
+use super::srv::{self, Lot, Ranked};
 use crate::api::cluster::Cluster;
 use crate::api::keys::leading;
 use crate::api::kv::Entry;
@@ -26,6 +26,7 @@ use crate::rt;
 use crate::types::Revision;
 
 type Record = Arc<Entry<Registered>>;
+type Snapshot = Arc<Mirrored<Registered, (String, String)>>;
 
 /// Which instances of a service are meant.
 #[derive(Clone, Debug)]
@@ -86,8 +87,11 @@ impl Discover {
             opening = opening.timeout(timeout);
         }
         let mut mirror = opening.await?;
-        let seen = mirror.borrow_and_update().revision();
-        Ok(Discovery { mirror, filter: Arc::new(filter), seen, node: Arc::downgrade(cluster.node()) })
+        let snapshot = mirror.borrow_and_update();
+        let (seen, node) = (snapshot.revision(), Arc::downgrade(cluster.node()));
+        let filter = Arc::new(filter);
+        let last = Arc::new(Mutex::new(Instances::new(snapshot, filter.clone())));
+        Ok(Discovery { mirror, filter, seen, last, node })
     }
 }
 
@@ -110,6 +114,8 @@ pub struct Discovery {
     filter: Arc<Filter>,
     /// As of when this handle has seen the list.
     seen: Revision,
+    /// The newest list that was asked for, so that what is found out about it is found out once.
+    last: Arc<Mutex<Instances>>,
     /// Not held: a mirror does not keep its node running.
     node: Weak<Node>,
 }
@@ -205,8 +211,13 @@ impl Discovery {
         }
     }
 
-    fn list(&self, snapshot: Arc<Mirrored<Registered, (String, String)>>) -> Instances {
-        Instances { snapshot, filter: self.filter.clone() }
+    fn list(&self, snapshot: Snapshot) -> Instances {
+        // Held while pointers are copied, and no longer.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&last.snapshot, &snapshot) {
+            *last = Instances::new(snapshot, self.filter.clone());
+        }
+        last.clone()
     }
 }
 
@@ -218,14 +229,20 @@ impl fmt::Debug for Discovery {
 
 /// The instances of a service at one moment, in order of their ids. See [`Discovery::load`].
 ///
-/// Cheap to clone, and never changes. Each method passes over all records of the service once.
+/// Cheap to clone, and never changes. To iterate, and to draw the first time, passes over all records of the service; after
+/// that, clones and later [`Discovery::load`]s draw from what that came to, for as long as nothing changes.
 #[derive(Clone)]
 pub struct Instances {
-    snapshot: Arc<Mirrored<Registered, (String, String)>>,
+    snapshot: Snapshot,
     filter: Arc<Filter>,
+    lot: Arc<OnceLock<Lot<Record>>>,
 }
 
 impl Instances {
+    fn new(snapshot: Snapshot, filter: Arc<Filter>) -> Self {
+        Instances { snapshot, filter, lot: Arc::default() }
+    }
+
     /// The instances, with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Entry<Registered>>)> + Clone {
         let listed = self.snapshot.iter().filter(|(_, record)| self.filter.lists(record));
@@ -257,7 +274,8 @@ impl Instances {
     /// One of them to talk to, drawn by the rules of SRV records (RFC 2782): one of the lowest priority, with a chance
     /// proportional to its weight. `None` if there is none.
     pub fn pick(&self) -> Option<Arc<Entry<Registered>>> {
-        srv::first(self.iter().map(|(_, record)| record), below).cloned()
+        let lot = self.lot.get_or_init(|| Lot::new(self.iter().map(|(_, record)| record.clone())));
+        lot.draw(below).cloned()
     }
 
     /// All of them in the order in which to try them, drawn by the rules of SRV records (RFC 2782): all of a lower priority
@@ -280,16 +298,6 @@ impl Ranked for Record {
 
     fn weight(&self) -> u16 {
         self.instance.weight
-    }
-}
-
-impl<T: Ranked> Ranked for &T {
-    fn priority(&self) -> u16 {
-        (**self).priority()
-    }
-
-    fn weight(&self) -> u16 {
-        (**self).weight()
     }
 }
 
@@ -346,6 +354,16 @@ impl InstanceEvent {
     /// Whether it may be known better why the instance is gone.
     fn is_in_doubt(&self) -> bool {
         matches!(self, InstanceEvent::Gone { why: Departure::Deleted | Departure::Unknown, .. })
+    }
+
+    /// The record as it is now; `None` if it is gone.
+    pub fn now(&self) -> Option<&Arc<Entry<Registered>>> {
+        match self {
+            InstanceEvent::Registered { now, .. }
+            | InstanceEvent::Updated { now, .. }
+            | InstanceEvent::Replaced { now, .. } => Some(now),
+            InstanceEvent::Gone { .. } => None,
+        }
     }
 
     /// The id of the instance it happened to.

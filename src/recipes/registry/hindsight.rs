@@ -21,8 +21,8 @@ use crate::types::Revision;
 /// Most changes of a service's records that are looked at: who is further behind is told what its mirror knows.
 const CHANGES_MAX: usize = 4096;
 
-/// Why those records of `service` are gone that went behind `after`, up to `to`, and did not come back: by id. What the node
-/// does not hold in memory any more is left out.
+/// Why records of `service` went behind `after`, up to `to`: the last time for each, by id. What the node does not hold in
+/// memory any more is left out.
 pub(super) fn departures(
     node: &Node,
     service: &str,
@@ -41,11 +41,10 @@ pub(super) fn departures(
             break;
         }
         for event in batch.events {
-            let (_, id) = SERVICES.layout().key(event.key())?;
-            match event {
-                StoredEvent::Put { .. } => gone.remove(&id),
-                StoredEvent::Delete { cause, prev, .. } => gone.insert(id, departure(cause, prev.as_ref())),
-            };
+            if let StoredEvent::Delete { key, cause, prev, .. } = event {
+                let (_, id) = SERVICES.layout().key(&key)?;
+                gone.insert(id, departure(cause, prev.as_ref()));
+            }
         }
     }
     Ok(gone)

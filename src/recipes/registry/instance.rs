@@ -28,7 +28,7 @@ pub const INSTANCE_METADATA_BYTES_MAX: usize = 8 * 1024;
 
 /// The registered instances of all services: by name of the service and id of the instance.
 ///
-/// An ordinary table, called `services`, with values in JSON, so that people and other programs can read them, and releases
+/// An ordinary table, called `services` (a name to be left to it), with values in JSON, so that people and other programs can read them, and releases
 /// that know more fields and those that know fewer can read each other's. Every entry hangs on a lease. See
 /// [`Cluster::services`](crate::Cluster::services) for who writes it, and
 /// [`Registered::is_leaving`] for the one thing to look at when reading it.

@@ -6,6 +6,8 @@
 //! happens to stand first when weights are small. Here that one extra number belongs to the zero weights alone and is left
 //! out where there are none, so weights are met exactly: of 1 and 3, the 3 comes first in three draws of four.
 
+use std::cmp::Ordering;
+
 /// What is to be ordered, and by what.
 pub(super) trait Ranked {
     fn priority(&self) -> u16;
@@ -27,22 +29,60 @@ pub(super) fn order<T: Ranked>(mut items: Vec<T>, mut below: impl FnMut(u64) -> 
     ordered
 }
 
-/// The first of [`order`], without the rest of the work.
-pub(super) fn first<T: Ranked>(items: impl Iterator<Item = T> + Clone, mut below: impl FnMut(u64) -> u64) -> Option<T> {
-    let lowest = items.clone().map(|item| item.priority()).min()?;
-    let mut equal: Vec<T> = items.filter(|item| item.priority() == lowest).collect();
-    let drawn = draw(&equal, &mut below);
-    Some(equal.swap_remove(drawn))
+/// Those of the lowest priority, prepared for drawing the first of an [`order`] again and again.
+#[derive(Debug)]
+pub(super) struct Lot<T> {
+    /// Those of weight 0 in front.
+    items: Vec<T>,
+    /// Up to which number each of them is drawn: the sums of the weights.
+    reached: Vec<u64>,
+    unweighted: usize,
+}
+
+impl<T: Ranked> Lot<T> {
+    pub(super) fn new(items: impl Iterator<Item = T>) -> Self {
+        let mut lowest: Vec<T> = Vec::new();
+        for item in items {
+            match lowest.first().map(|first| item.priority().cmp(&first.priority())) {
+                Some(Ordering::Greater) => continue,
+                Some(Ordering::Less) => lowest.clear(),
+                Some(Ordering::Equal) | None => {}
+            }
+            lowest.push(item);
+        }
+        lowest.sort_by_key(|item| item.weight() != 0);
+        let unweighted = lowest.iter().filter(|item| item.weight() == 0).count();
+        let sums = lowest.iter().scan(0, |sum, item| {
+            *sum += u64::from(item.weight());
+            Some(*sum)
+        });
+        Lot { reached: sums.collect(), items: lowest, unweighted }
+    }
+
+    /// One of them; `None` if there is none.
+    pub(super) fn draw(&self, mut below: impl FnMut(u64) -> u64) -> Option<&T> {
+        let sum = *self.reached.last()?;
+        let place = match number(sum, self.unweighted, &mut below) {
+            0 => below(self.unweighted as u64) as usize,
+            drawn => self.reached.partition_point(|reached| *reached < drawn),
+        };
+        self.items.get(place)
+    }
+}
+
+/// A number from 1 to `sum`, or 0 for those of weight 0 if there are any.
+fn number(sum: u64, unweighted: usize, below: &mut impl FnMut(u64) -> u64) -> u64 {
+    match unweighted {
+        0 => below(sum) + 1,
+        _ => below(sum + 1),
+    }
 }
 
 /// The place of the one that comes next, among some of one priority.
 fn draw<T: Ranked>(equal: &[T], below: &mut impl FnMut(u64) -> u64) -> usize {
     let sum: u64 = equal.iter().map(|item| u64::from(item.weight())).sum();
     let unweighted = equal.iter().filter(|item| item.weight() == 0).count();
-    let mut left = match unweighted {
-        0 => below(sum) + 1,
-        _ => below(sum + 1),
-    };
+    let mut left = number(sum, unweighted, below);
     if left == 0 {
         let nth = below(unweighted as u64) as usize;
         let mut zeros = equal.iter().enumerate().filter(|(_, item)| item.weight() == 0);
@@ -101,7 +141,8 @@ mod tests {
         for _ in 0..1000 {
             let names: Vec<&str> = order(items.to_vec(), |end| chance.below(end)).iter().map(|item| item.2).collect();
             assert_eq!((names[0], names[3], names[4]), ("first", "backup", "last"), "{names:?}");
-            assert_eq!(first(items.iter().copied(), |end| chance.below(end)).map(|item| item.2), Some("first"));
+            let lot = Lot::new(items.iter().copied());
+            assert_eq!(lot.draw(|end| chance.below(end)).map(|item| item.2), Some("first"));
         }
     }
 
@@ -143,12 +184,25 @@ mod tests {
 
     #[test]
     fn the_first_of_an_order_has_the_same_chances_when_it_is_drawn_alone() {
-        let items = [(5, 1, "a"), (5, 3, "b"), (9, 100, "c")];
+        let items = [(9, 100, "c"), (5, 1, "a"), (5, 3, "b"), (9, 0, "d")];
+        let lot = Lot::new(items.iter().copied());
         let mut chance = Choices::seeded(3);
-        let drawn = (0..DRAWS).filter(|_| first(items.iter().copied(), |end| chance.below(end)) == Some(items[0]));
-        let times = drawn.count();
+        let times = (0..DRAWS).filter(|_| lot.draw(|end| chance.below(end)) == Some(&items[1])).count();
         assert!(is_share(times, 0.25), "{times}");
-        assert_eq!(first(items[..0].iter().copied(), |_| 0), None);
+
+        let items = [(5, 60, "a"), (5, 0, "zero"), (5, 39, "b"), (5, 0, "nought")];
+        let lot = Lot::new(items.iter().copied());
+        let mut times = [0; 4];
+        for _ in 0..DRAWS {
+            let drawn = lot.draw(|end| chance.below(end)).expect("there are some");
+            times[items.iter().position(|item| item == drawn).expect("one of them")] += 1;
+        }
+        assert!(is_share(times[0], 0.6) && is_share(times[1], 0.005) && is_share(times[3], 0.005), "{times:?}");
+
+        let zeros = Lot::new([(1, 0, "a"), (1, 0, "b")].into_iter());
+        let times = (0..DRAWS).filter(|_| zeros.draw(|end| chance.below(end)).expect("two").2 == "a").count();
+        assert!(is_share(times, 0.5), "{times}");
+        assert_eq!(Lot::new(items[..0].iter().copied()).draw(|_| 0), None);
         assert_eq!(order(items[..0].to_vec(), |_| 0), []);
     }
 }

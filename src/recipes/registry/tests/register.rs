@@ -96,7 +96,7 @@ async fn an_instance_that_was_cut_off_for_longer_than_its_ttl_is_listed_again_wh
     let trio = Trio::start().await;
     let (_, here, there) = trio.roles().await;
     let web = register(&trio.nodes[here], "web-1").await;
-    let (mut states, incarnation) = (web.states(), web.incarnation());
+    let (mut states, incarnation, before) = (web.states(), web.incarnation(), trio.nodes[here].status().revision);
     trio.isolate(here);
     let cut = rt::Instant::now();
     assert_eq!(next(&mut states).await, Some(lost(LostReason::Unsure)));
@@ -106,7 +106,9 @@ async fn an_instance_that_was_cut_off_for_longer_than_its_ttl_is_listed_again_wh
     assert_eq!(web.state(), lost(LostReason::Unsure));
     trio.network.heal();
     assert_eq!(next(&mut states).await, Some(lost(LostReason::Expired)));
-    assert!(next(&mut states).await.expect("goes on").is_registered());
+    let again = next(&mut states).await;
+    let Some(RegistrationState::Registered { revision }) = again else { panic!("{again:?}") };
+    assert!(revision > before, "what it had put before is gone");
     settled(&trio.nodes[there], &["web-1"]).await;
     assert_eq!(records(&trio.nodes[there]).await[0].1.incarnation, incarnation);
     rt::sleep(TTL * 3).await;
@@ -136,7 +138,11 @@ async fn an_instance_whose_node_cannot_renew_for_a_while_is_unsure_and_then_as_r
 async fn a_restarted_instance_replaces_its_record_at_once_and_the_old_registration_does_not_fight() {
     let trio = Trio::start().await;
     let (_, here, there) = trio.roles().await;
+    // Both processes' own client records are there from now on.
+    register(&trio.nodes[there], "web-0").await.deregister().await.expect("deregistered");
     let old = register(&trio.nodes[here], "web-1").await;
+    trio.nodes[there].node().wait_revision(trio.nodes[here].status().revision).await.expect("runs");
+    let before = leases(&trio.nodes[there]);
     let mut watch = trio.nodes[there].table(SERVICES).watch(..).await.expect("opens");
     let asked = rt::Instant::now();
     let new = trio.nodes[there].services().register("web", at(81)).id("web-1").ttl(TTL).await.expect("registers");
@@ -144,8 +150,8 @@ async fn a_restarted_instance_replaces_its_record_at_once_and_the_old_registrati
     assert!(new.incarnation() > old.incarnation());
     let ended = end(&old).await;
     assert_eq!(ended, RegistrationState::Replaced { by: Some(new.incarnation()) });
-    until("the old lease is revoked", || leases(&trio.nodes[here]) == leases(&trio.nodes[there])).await;
     rt::sleep(TTL * 3).await;
+    assert_eq!(leases(&trio.nodes[there]), before, "the old lease should have been given up");
     let now = records(&trio.nodes[there]).await;
     assert_eq!((now.len(), now[0].1.port, now[0].1.version), (1, 81, 2), "{now:?}");
     assert_eq!((told(&mut watch).await, new.state().is_registered()), (vec!["10.0.0.7:81".to_string()], true));
@@ -275,7 +281,8 @@ async fn an_update_is_registered_when_it_returns_and_the_last_one_stays() {
     let trio = Trio::start().await;
     let (_, here, there) = trio.roles().await;
     let web = register(&trio.nodes[here], "web-1").await;
-    let state = web.update(at(81).meta("zone", "b")).await.expect("valid");
+    let updating = web.update(at(81).meta("zone", "b"));
+    let state = rt::timeout(HUNG, updating).await.expect("it is never registered").expect("valid");
     let listed = trio.nodes[there].services().list("web").await.expect("reads");
     assert_eq!(listed[0].1.instance, at(81).meta("zone", "b"));
     assert_eq!(state, RegistrationState::Registered { revision: listed[0].1.modified });
