@@ -98,6 +98,7 @@ mod watch_hub;
 
 pub use crate::api::builder::Builder;
 pub use crate::api::cluster::{Cluster, Health, Outcome, Status};
+pub use crate::api::history::{Explain, HISTORY_ENTRIES, HISTORY_ENTRIES_MAX, History, HistoryChange, HistoryEntry};
 pub use crate::api::key::{Key, Leading};
 pub use crate::api::keys::{Keys, leading, prefix};
 pub use crate::api::kv::{Cas, Delete, Deleted, Entry, Get, Replaced, Set, SetIf, SetPrev, Written};

@@ -2,6 +2,7 @@
 
 pub(crate) mod builder;
 pub(crate) mod cluster;
+pub(crate) mod history;
 pub(crate) mod key;
 pub(crate) mod keys;
 pub(crate) mod kv;

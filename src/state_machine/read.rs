@@ -155,6 +155,49 @@ pub(crate) fn explain(
     Ok(records)
 }
 
+/// What is known of one key's past, newest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeyHistory {
+    pub(crate) records: Vec<(RecordId, Record)>,
+    /// Whether there are older ones that would be listed without the limits.
+    pub(crate) more: bool,
+    /// Nothing at or below this revision is listed, but for the put that the key showed then.
+    pub(crate) floor: Revision,
+}
+
+/// The key's records at or below `at` that a reader at `floor` or above can still reach: at most `max_records`, and about
+/// [`RANGE_BYTES_MAX`], but at least one.
+///
+/// Unlike [`explain`], the same on every node that stands at `at` with this floor, however far its sweep has come.
+pub(crate) fn history(
+    index: &KeyIndex,
+    rows: &dyn RowsRead,
+    floor: Revision,
+    at: Revision,
+    key: &[u8],
+    max_records: usize,
+) -> Result<KeyHistory, ReadError> {
+    let versions = index.versions(key, at, max_records.saturating_add(1));
+    // Asked after the versions: if it still is not above the floor, none was missing among them.
+    let floor = floor.max(index.pruned());
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    for version in versions {
+        let shown_at_floor = version.id().revision <= floor;
+        if shown_at_floor && !version.is_live() {
+            break;
+        }
+        if records.len() == max_records || (bytes >= RANGE_BYTES_MAX && !records.is_empty()) {
+            return Ok(KeyHistory { records, more: true, floor });
+        }
+        bytes += version.bytes() as usize;
+        records.push((version.id(), record(rows, version.id())?));
+        if shown_at_floor {
+            break;
+        }
+    }
+    Ok(KeyHistory { records, more: false, floor })
+}
+
 /// Reads records, and remembers the last lease: neighbouring keys often share one.
 pub(super) struct Reader<'a> {
     rows: &'a dyn RowsRead,
