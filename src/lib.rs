@@ -123,6 +123,10 @@ pub use crate::recipes::latch::Latch;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
 pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
 pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
+pub use crate::recipes::tree::{
+    TREE_DEPTH_MAX, TREE_PATH_BYTES_MAX, Tree, TreeChanged, TreeError, TreeGet, TreeList, TreePut, TreeRemove,
+    TreeRemoved, TreeValue,
+};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
 pub use crate::types::{
     ClientId, ClusterId, Fence, KEY_BYTES_MAX, LeaseId, Member, NodeId, Peer, Revision, TABLE_NAME_BYTES_MAX, TTL_MAX,

@@ -6,7 +6,7 @@ pub(crate) mod history;
 pub(crate) mod key;
 pub(crate) mod keys;
 pub(crate) mod kv;
-mod layout;
+pub(crate) mod layout;
 pub(crate) mod range;
 pub(crate) mod read;
 pub(crate) mod session;

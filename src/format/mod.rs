@@ -17,4 +17,5 @@ pub(crate) mod record;
 pub(crate) mod rows;
 pub(crate) mod snapshot;
 pub(crate) mod state;
+pub(crate) mod tree;
 pub(crate) mod wire;

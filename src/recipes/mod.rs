@@ -23,4 +23,5 @@ pub(crate) mod rwlock;
 pub(crate) mod semaphore;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod tree;
 pub(crate) mod update;
