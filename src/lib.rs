@@ -121,6 +121,7 @@ pub use crate::recipes::election::{
 pub use crate::recipes::inspect::Claimant;
 pub use crate::recipes::latch::Latch;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::queue::{Ack, Delivery, Pop, QUEUE_ITEMS_MAX, Queue, QueueHeld, QueueItem, QueueState, TryPop};
 pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
 pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
 pub use crate::recipes::tree::{

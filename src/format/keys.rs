@@ -3,7 +3,8 @@
 //! A key of the host's is `0x01, table name, 0x00, key bytes`; the flat verbs are the table with the empty name. Keys of the
 //! recipes are `0x02, recipe, 0x00, ...`, a space no public verb can name. Table names hold no zero byte, so no table's range
 //! touches another's. Nodes of the tree are `0x03, 0x00, name, 0x00, name, ...`: a node's key is a prefix of those below it, and
-//! no name holds a zero byte, so that each subtree is one range, in the order of its paths.
+//! no name holds a zero byte, so that each subtree is one range, in the order of its paths. What a recipe keeps for the host beyond any lease (the items of
+//! queues) is `0x04, recipe, 0x00, ...`.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -12,6 +13,7 @@ use crate::command::KeyRange;
 const HOST: u8 = 0x01;
 const COORDINATION: u8 = 0x02;
 const TREE: u8 = 0x03;
+const KEPT: u8 = 0x04;
 /// What stands between the names of a path.
 const TREE_SEPARATOR: u8 = 0;
 
@@ -23,6 +25,11 @@ pub(crate) fn host(table: &str, key: &[u8]) -> Bytes {
 /// The key `key` of recipe `recipe`.
 pub(crate) fn coordination(recipe: &str, key: &[u8]) -> Bytes {
     stored(COORDINATION, recipe, key)
+}
+
+/// The key `key` of what recipe `recipe` keeps for the host.
+pub(crate) fn kept(recipe: &str, key: &[u8]) -> Bytes {
+    stored(KEPT, recipe, key)
 }
 
 /// Every key of table `table`.
@@ -90,6 +97,7 @@ mod tests {
         assert_eq!(host("", b"a/b").as_ref(), b"\x01\x00a/b");
         assert_eq!(host("services", b"web").as_ref(), b"\x01services\x00web");
         assert_eq!(coordination("lock", b"job").as_ref(), b"\x02lock\x00job");
+        assert_eq!(kept("queue", b"mail").as_ref(), b"\x04queue\x00mail");
         assert_eq!(strip(&host("services", b"we\x00b")).as_ref(), b"we\x00b");
         assert_eq!((table(&host("services", b"we\x00b")), table(&host("", b"x"))), ("services", ""));
     }

@@ -13,6 +13,7 @@ pub(crate) mod log_items;
 pub(crate) mod message;
 pub(crate) mod ordered;
 pub(crate) mod parts;
+pub(crate) mod queue;
 pub(crate) mod record;
 pub(crate) mod rows;
 pub(crate) mod snapshot;

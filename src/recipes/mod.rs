@@ -19,6 +19,7 @@ pub(crate) mod hold;
 pub(crate) mod inspect;
 pub(crate) mod latch;
 pub(crate) mod lock;
+pub(crate) mod queue;
 pub(crate) mod rwlock;
 pub(crate) mod semaphore;
 #[cfg(test)]

@@ -86,6 +86,21 @@ pub(super) fn range_within(
     Ok((entries, false))
 }
 
+/// Some live keys, each with the revision that created it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeySlice {
+    pub(crate) keys: Vec<(Bytes, Revision)>,
+    /// What has not been looked at yet.
+    pub(crate) rest: Option<KeyRange>,
+}
+
+/// The first live keys of the range as of `at`, at most `limit`. Reads no record.
+pub(crate) fn keys(index: &KeyIndex, at: Revision, keys: &KeyRange, limit: usize) -> Result<KeySlice, ReadError> {
+    let slice = index.slice(keys, at, limit, false)?;
+    let created = |(key, version): (Bytes, Version)| (key, version.created());
+    Ok(KeySlice { keys: slice.entries.into_iter().map(created).collect(), rest: slice.rest })
+}
+
 /// How many keys of the range are live as of `at`.
 pub(crate) fn count(index: &KeyIndex, at: Revision, keys: &KeyRange) -> Result<u64, ReadError> {
     let (mut live, mut rest) = index.count_slice(keys, at)?;

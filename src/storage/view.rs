@@ -17,7 +17,7 @@ use crate::format::record::{Record, decode_record};
 use crate::format::rows::{decode_lease, decode_lease_key, lease_key};
 use crate::format::snapshot::SnapshotMeta;
 use crate::format::state::APPLIED;
-use crate::state_machine::read::{self, KeyHistory, ReadError};
+use crate::state_machine::read::{self, KeyHistory, KeySlice, ReadError};
 use crate::state_machine::{Counters, KeyIndex, RowError, RowSpace, RowsRead, State};
 use crate::storage::poison::Poison;
 use crate::storage::snapshot::SnapshotReader;
@@ -100,6 +100,11 @@ impl View {
     ) -> Result<(Vec<KeyValue>, bool), ReadError> {
         self.reaches(at)?;
         self.look(|| read::range(&self.index, &*self.rows, at, keys, limit, reverse))
+    }
+
+    /// The first live keys, at most `limit`. Values are not read.
+    pub(crate) fn keys(&self, keys: &KeyRange, limit: usize) -> Result<KeySlice, ReadError> {
+        self.look(|| read::keys(&self.index, self.revision, keys, limit))
     }
 
     pub(crate) fn count(&self, keys: &KeyRange) -> Result<u64, ReadError> {
