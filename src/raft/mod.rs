@@ -122,7 +122,9 @@ impl Raft {
     pub(crate) async fn start(parts: Parts<'_>) -> Result<Self, RaftFailure> {
         let Parts { me, cluster_name, timing, retention, log, state, link, observer } = parts;
         let config = config::config(cluster_name, timing, retention).validate().map_err(stopped)?;
-        let factory = Factory { link, streams: Arc::new(AtomicU64::new(rt::random_u64() >> 1)) };
+        // Far from where the numbers end, and never that of frames that stand alone.
+        let first = (rt::random_u64() >> 1).max(order::ALONE + 1);
+        let factory = Factory { link, streams: Arc::new(AtomicU64::new(first)) };
         let machine = StateMachine::new(state.clone(), log.clone(), observer);
         let raft = Library::new(me.get(), Arc::new(config), factory, LogStore::new(log.clone()), machine.clone())
             .await
