@@ -4,8 +4,8 @@
 //!
 //! Three nodes. Two producers push orders; a worker takes the first one and its node is cut off from the others before it has
 //! finished. Two other workers finish everything, each order together with its receipt, at one revision; the order of the lost
-//! worker is given out again when its time to live is over. What the lost worker acknowledges late is refused. The history shows that every receipt was written once. Prints who does what, and `ok`; exits non-zero if a step is
-//! not as it should be.
+//! worker is given out again when its time to live is over. What the lost worker acknowledges late is refused. The history
+//! shows that every receipt was written once. Prints who does what, and `ok`; exits non-zero if a step is not as it should be.
 
 use std::time::Duration;
 
