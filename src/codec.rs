@@ -20,6 +20,8 @@ use crate::types::VALUE_BYTES_MAX;
 const BINCODE: u8 = 1;
 const JSON: u8 = 2;
 const RAW: u8 = 3;
+/// Of no stored value: the format of a recipe, which has no header.
+const OWN: u8 = 0;
 
 /// Codec byte and schema version.
 const HEADER_BYTES: usize = 3;
@@ -323,6 +325,13 @@ impl<V: 'static> Format<V> {
         Format { codec: C::ID, version: PLAIN, upgrades: &[], write: C::write, read: C::read }
     }
 
+    /// That of values which are not the host's, but of a format of the crate's own: they are read as they are stored. Nothing
+    /// is written with it.
+    pub(crate) const fn own(read: fn(&[u8]) -> Result<V, String>) -> Self {
+        let write = |_: &V| Err("is of a format that is only read".to_owned());
+        Format { codec: OWN, version: PLAIN, upgrades: &[], write, read }
+    }
+
     /// # Panics
     /// If these are not the versions of a schema. Tables are constants: then it does not compile.
     pub(crate) const fn schema(self, version: u16, upgrades: &'static [Upgrade<V>]) -> Self {
@@ -380,6 +389,9 @@ impl<V: 'static> Format<V> {
 
     /// The value stored as `bytes`. `key` names the key in errors.
     pub(crate) fn decode(&self, key: impl FnOnce() -> String, bytes: &Bytes) -> Result<V, Error> {
+        if self.codec == OWN {
+            return (self.read)(bytes).map_err(|problem| self.problem(key(), OWN, PLAIN, problem));
+        }
         let Some((&[codec, low, high], body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Err(self.problem(key(), 0, PLAIN, format!("has only {} bytes", bytes.len())));
         };
@@ -429,6 +441,7 @@ fn codec_name(codec: u8) -> &'static str {
         BINCODE => "bincode",
         JSON => "JSON",
         RAW => "raw bytes",
+        OWN => "the crate's own format",
         _ => "an unknown codec",
     }
 }

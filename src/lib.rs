@@ -101,6 +101,7 @@ mod watch_hub;
 
 pub use crate::api::builder::Builder;
 pub use crate::api::cluster::{Cluster, Health, Outcome, Status};
+pub use crate::api::history::{Explain, HISTORY_ENTRIES, HISTORY_ENTRIES_MAX, History, HistoryChange, HistoryEntry};
 pub use crate::api::key::{Key, Leading};
 pub use crate::api::keys::{Keys, leading, prefix};
 pub use crate::api::kv::{Cas, Delete, Deleted, Entry, Get, Replaced, Set, SetIf, SetPrev, Written};
@@ -126,6 +127,7 @@ pub use crate::recipes::election::{
 pub use crate::recipes::inspect::Claimant;
 pub use crate::recipes::latch::Latch;
 pub use crate::recipes::lock::{LOCK_CLAIMS_MAX, LOCK_NAME_BYTES_MAX, Lock, LockGuard, LockState, TryLock};
+pub use crate::recipes::queue::{Ack, Delivery, Pop, QUEUE_ITEMS_MAX, Queue, QueueHeld, QueueItem, QueueState, TryPop};
 pub use crate::recipes::registry::{
     Departure, Discover, Discovery, INSTANCE_HOST_BYTES_MAX, INSTANCE_ID_BYTES_MAX, INSTANCE_METADATA_BYTES_MAX,
     INSTANCE_METADATA_MAX, Incarnation, Instance, InstanceEvent, Instances, Leaving, Register, RegisterTarget,
@@ -134,6 +136,10 @@ pub use crate::recipes::registry::{
 };
 pub use crate::recipes::rwlock::{Access, ReadGuard, RwLock, RwLockState, RwWaiter, TryAccess, WriteGuard};
 pub use crate::recipes::semaphore::{Permit, SEMAPHORE_PERMITS_MAX, Semaphore, SemaphoreState, TrySemaphore};
+pub use crate::recipes::tree::{
+    TREE_DEPTH_MAX, TREE_PATH_BYTES_MAX, Tree, TreeChanged, TreeError, TreeGet, TreeList, TreePut, TreeRemove,
+    TreeRemoved, TreeValue,
+};
 pub use crate::transport::{Inbound, Lane, MemoryNetwork, MemoryTransport, Transport, TransportError};
 pub use crate::types::{
     ClientId, ClusterId, Fence, KEY_BYTES_MAX, LeaseId, Member, NodeId, Peer, Revision, TABLE_NAME_BYTES_MAX, TTL_MAX,

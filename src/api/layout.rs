@@ -35,6 +35,11 @@ impl<V, K> Layout<V, K> {
         Layout { read_key: T::decode, format }
     }
 
+    /// Of what is no table: keys are read from what stands behind their space and the name in it.
+    pub(crate) fn read_by(read_key: fn(&[u8]) -> Result<K, KeyError>, format: Format<V>) -> Self {
+        Layout { read_key, format }
+    }
+
     pub(crate) fn key(&self, stored: &Bytes) -> Result<K, Error> {
         (self.read_key)(&keys::strip(stored)).map_err(|error| Error::Key {
             table: keys::table(stored).into(),

@@ -2,10 +2,11 @@
 
 pub(crate) mod builder;
 pub(crate) mod cluster;
+pub(crate) mod history;
 pub(crate) mod key;
 pub(crate) mod keys;
 pub(crate) mod kv;
-mod layout;
+pub(crate) mod layout;
 pub(crate) mod mirror;
 pub(crate) mod range;
 pub(crate) mod read;

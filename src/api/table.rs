@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use super::cluster::Cluster;
+use super::history::Explain;
 use super::key::Key;
 use super::keys::{Keys, stored_key_in};
 use super::kv::{Delete, Get, Set};
@@ -365,6 +366,16 @@ impl<K: Key + ?Sized, V: 'static> Map<K, V> {
     /// Nothing is lost: no mirror was opened.
     pub fn mirror_key(&self, key: impl Borrow<K>) -> OpenMirrorKey<V> {
         OpenMirrorKey::new(&self.cluster, self.table, stored_key_in(self.table, key.borrow()), self.format)
+    }
+
+    /// Lists who wrote what at `key`, when and under which number, newest first. See [`Cluster::explain`].
+    ///
+    /// # Errors
+    /// As [`Map::get`], but that a value which cannot be read spoils only its own place in the list.
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub fn explain(&self, key: impl Borrow<K>) -> Explain<V> {
+        Explain::new(&self.cluster, stored_key_in(self.table, key.borrow()), self.format)
     }
 
     /// How long the key has before its lease expires, by the leader's clock; `None` if it is not there or hangs on no lease.

@@ -18,6 +18,18 @@ async fn indeterminate(group: &Group, n: usize, key: &str) -> Ticket {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_write_after_a_quiet_time_is_as_fast_as_any_other() {
+    let group = Group::started(3, 1).await;
+    let leader = group.leader().await;
+    for quiet in [0, 1, 5, 30] {
+        rt::sleep(Duration::from_secs(quiet)).await;
+        let started = Instant::now();
+        group.node(leader).set("k", &quiet).await.expect("written");
+        assert!(started.elapsed() < Duration::from_millis(50), "after {quiet} s: {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_of_an_isolated_leader_is_indeterminate_and_its_ticket_tells_in_the_end() {
     let group = Group::started(3, 1).await;
     let leader = group.leader().await;

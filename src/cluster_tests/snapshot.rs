@@ -101,6 +101,27 @@ async fn what_a_number_was_decided_as_survives_in_a_snapshot() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_past_of_a_key_comes_with_a_snapshot() {
+    let mut group = forgetful(7);
+    group.start_all().await;
+    let leader = group.leader().await;
+    let away = (leader + 1) % 3;
+    group.node(away).set("k", &0).await.expect("written");
+    let index = group.node(away).node().log_ends_at();
+    group.stop(away).await;
+    for i in 1..60 {
+        group.node(leader).set("k", &i).await.expect("written");
+    }
+    group.node(leader).delete("k").await.expect("deleted");
+    purged_beyond(&group, leader, index).await;
+    group.start_all().await;
+    group.converged().await;
+    let told = group.node(leader).explain::<i32>("k").await.expect("read");
+    assert_eq!((told.len(), told[60].member.as_ref()), (61, Some(&group.peers[away].name)));
+    assert_eq!(group.node(away).explain::<i32>("k").stale().await, Ok(told));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_power_failure_while_a_snapshot_comes_in_leaves_the_old_state_or_the_new_one() {
     for seed in seeds(1..5) {
         let mut group = forgetful(seed);

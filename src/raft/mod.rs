@@ -125,7 +125,9 @@ impl Raft {
         let Parts { me, cluster_name, timing, retention, log, state, link, observer } = parts;
         let config = config::config(cluster_name, timing, retention).validate().map_err(stopped)?;
         let muted = Arc::new(AtomicBool::new(false));
-        let streams = Arc::new(AtomicU64::new(rt::random_u64() >> 1));
+        // Far from where the numbers end, and never that of frames that stand alone.
+        let first = (rt::random_u64() >> 1).max(order::ALONE + 1);
+        let streams = Arc::new(AtomicU64::new(first));
         let factory = Factory { link: link.clone(), streams, muted: muted.clone(), acked: Arc::default() };
         let machine = StateMachine::new(state.clone(), log.clone(), observer);
         let raft = Library::new(me.get(), Arc::new(config), factory, LogStore::new(log.clone()), machine.clone())

@@ -22,6 +22,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
+use super::order::ALONE;
 use super::state_store::SnapshotData;
 use super::types::{Config, FromRaft, OSnapshotMeta, OVote, ToRaft};
 use crate::format::message::{AppendReply, Reply, Request};
@@ -110,7 +111,7 @@ pub(crate) struct Client {
     peer: Peer,
     target: NodeId,
     lane: Lane,
-    /// Numbers the append streams of this node; shared, so that no two streams have one number.
+    /// Numbers the append streams of this node; shared, so that no two streams have one number, and none that of heartbeats.
     streams: Arc<AtomicU64>,
     muted: Arc<AtomicBool>,
     acked: Arc<Acked>,
@@ -123,6 +124,15 @@ impl Client {
         match self.lane {
             Lane::Append => option.soft_ttl() * APPEND_PATIENCE,
             _ => option.soft_ttl(),
+        }
+    }
+
+    /// The number for another stream of appends. What goes on another lane is a heartbeat, which the library sends as a stream
+    /// of one frame.
+    fn stream_number(&self) -> u64 {
+        match self.lane {
+            Lane::Append => self.streams.fetch_add(1, Ordering::Relaxed),
+            _ => ALONE,
         }
     }
 
@@ -274,8 +284,7 @@ impl RaftNetworkV2<Config> for Client {
         request: AppendEntriesRequest<Config>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Config>, Rpc> {
-        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
-        let request = append_request(stream, 0, &request);
+        let request = append_request(self.stream_number(), 0, &request);
         self.append(request, self.append_limit(&option)).await
     }
 
@@ -287,7 +296,7 @@ impl RaftNetworkV2<Config> for Client {
     where
         S: Stream<Item = AppendEntriesRequest<Config>> + Send + Unpin + 'static,
     {
-        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
+        let stream = self.stream_number();
         let limit = self.append_limit(&option);
         let this = &*self;
         let answers = input

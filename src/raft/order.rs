@@ -14,7 +14,10 @@ use super::network::APPEND_WINDOW;
 use crate::rt;
 use crate::types::NodeId;
 
-/// Streams remembered at a time. A peer has one per lane; older ones are of peers that started over.
+/// The number of frames that are of no stream: heartbeats, which come all the time and need no order. Remembered like streams,
+/// they would push out those that idle.
+pub(super) const ALONE: u64 = 0;
+/// Streams remembered at a time. A peer has one; older ones are of peers that started over.
 const STREAMS_MAX: usize = 64;
 /// Frames that may wait in one stream: what a sender may have under way.
 const EARLY_MAX: usize = APPEND_WINDOW * 2;
@@ -41,9 +44,11 @@ pub(super) struct OutOfOrder;
 impl Order {
     /// Waits until every frame of the stream before `seq` has been handed in. Call [`Order::handed_in`] afterwards.
     ///
-    /// A frame that was handed in before (a double) or is of a forgotten stream's middle passes at once: the library
-    /// judges it by its contents.
+    /// A frame that stands alone or was handed in before (a double) passes at once: the library judges it by its contents.
     pub(super) async fn turn(&self, from: NodeId, number: u64, seq: u64) -> Result<(), OutOfOrder> {
+        if number == ALONE {
+            return Ok(());
+        }
         let wait = {
             let mut streams = self.streams.lock().expect("no panic while held");
             let stream = find(&mut streams, from, number);
@@ -65,6 +70,9 @@ impl Order {
 
     /// Says that frame `seq` is with the library, and lets its successor through.
     pub(super) fn handed_in(&self, from: NodeId, number: u64, seq: u64) {
+        if number == ALONE {
+            return;
+        }
         let mut streams = self.streams.lock().expect("no panic while held");
         let stream = find(&mut streams, from, number);
         stream.next = stream.next.max(seq + 1);
@@ -78,7 +86,7 @@ impl Order {
     }
 }
 
-/// The stream, now the most recently used: a long one is not to be forgotten over the short ones of heartbeats.
+/// The stream, now the most recently used: a long one is not to be forgotten over short ones.
 fn find(streams: &mut VecDeque<Stream>, from: NodeId, number: u64) -> &mut Stream {
     let known = streams.iter().position(|s| s.from == from && s.number == number).and_then(|at| streams.remove(at));
     if known.is_none() && streams.len() == STREAMS_MAX {
@@ -127,6 +135,19 @@ mod tests {
             assert_eq!(order.turn(from, 100 + seq, 0).await, Ok(()));
             order.handed_in(from, 100 + seq, 0);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_idles_is_not_forgotten_over_any_number_of_heartbeats() {
+        let order = Order::default();
+        let from = NodeId::new(7);
+        assert_eq!(order.turn(from, 1, 0).await, Ok(()));
+        order.handed_in(from, 1, 0);
+        for _ in 0..1000 {
+            assert_eq!(order.turn(from, ALONE, 0).await, Ok(()));
+            order.handed_in(from, ALONE, 0);
+        }
+        assert_eq!(rt::timeout(Duration::ZERO, order.turn(from, 1, 1)).await, Ok(Ok(())));
     }
 
     #[tokio::test(start_paused = true)]

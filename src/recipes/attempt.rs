@@ -32,6 +32,7 @@ use crate::error::{Error, Obstacle};
 use crate::format::claim::ClaimNote;
 use crate::node::Node;
 use crate::rt::{self, Instant};
+use crate::types::LeaseId;
 
 /// Longest name of a lock, an election, or whatever else a recipe names, in bytes.
 pub(crate) const NAME_BYTES_MAX: usize = 512;
@@ -125,31 +126,24 @@ impl Request {
         payload: Bytes,
         queue: bool,
     ) -> Result<Option<Attempt>, Error> {
+        let footing = self.footing(node)?;
+        let note = footing.note(node, payload);
+        match line.place(&self.cluster, &note, footing.attach(), queue, footing.timeout).await? {
+            Placed::Occupied => Ok(None),
+            Placed::Standing { claim, lease, alone } => Ok(Some(footing.stand(node, line, claim, lease, alone))),
+        }
+    }
+
+    /// What a claim that is placed from now on will live by.
+    pub(crate) fn footing(&self, node: &Node) -> Result<Footing, Error> {
         let support = self.support()?;
-        let (attach, name) = match &support {
-            Support::Session(session) => (Attach::Lease(session.lease), session.name.clone()),
-            Support::Ttl { ttl_ms } => (Attach::Ttl { ttl_ms: *ttl_ms }, node.name().to_owned()),
-        };
         if let Support::Session(session) = &support
             && let Some(reason) = session.standing().lost
         {
             return Err(session_error(session, reason));
         }
-        let note = ClaimNote { member: node.name().to_owned(), session: name.clone(), payload };
         let timeout = node.settings().timeout.min(self.timeout.unwrap_or(Duration::MAX));
-        // Before it is sent: the leader cannot have begun to count the new lease's time earlier.
-        let sent = rt::boot_now();
-        let (claim, lease, alone) = match line.place(&self.cluster, &note, attach, queue, timeout).await? {
-            Placed::Occupied => return Ok(None),
-            Placed::Standing { claim, lease, alone } => (claim, lease, alone),
-        };
-        let (session, own_session) = match support {
-            Support::Session(session) => (session, false),
-            Support::Ttl { ttl_ms } => (Lifeline::start(node, lease, Duration::from_millis(ttl_ms), name, sent), true),
-        };
-        // The put was refused unless its lease existed; that it still does is what the deadline says.
-        let alone = session.standing().sure(rt::boot_now()).filter(|_| alone);
-        Ok(Some(Attempt { node: node.clone(), line, claim, session, own_session, alone, granted: false }))
+        Ok(Footing { support, timeout, sent: rt::boot_now() })
     }
 
     /// What the claim will hang on: a session, or a lease that its put makes.
@@ -190,6 +184,50 @@ pub(crate) fn checked_name<'a>(name: &'a str, what: &'static str) -> Result<&'a 
     }
 }
 
+/// What a claim will live by, and since when that counts.
+pub(crate) struct Footing {
+    support: Support,
+    /// How long placing it may take.
+    pub(crate) timeout: Duration,
+    /// Before it is sent: the leader cannot have begun to count a new lease's time earlier.
+    sent: Duration,
+}
+
+impl Footing {
+    pub(crate) fn attach(&self) -> Attach {
+        match &self.support {
+            Support::Session(session) => Attach::Lease(session.lease),
+            Support::Ttl { ttl_ms } => Attach::Ttl { ttl_ms: *ttl_ms },
+        }
+    }
+
+    /// What is written in the claim.
+    pub(crate) fn note(&self, node: &Node, payload: Bytes) -> ClaimNote {
+        ClaimNote { member: node.name().to_owned(), session: self.session_name(node), payload }
+    }
+
+    /// The claim was placed and hangs on `lease`. `alone`: nobody stood in its way.
+    pub(crate) fn stand(self, node: &Arc<Node>, line: Line, claim: Claim, lease: LeaseId, alone: bool) -> Attempt {
+        let name = self.session_name(node);
+        let (session, own_session) = match self.support {
+            Support::Session(session) => (session, false),
+            Support::Ttl { ttl_ms } => {
+                (Lifeline::start(node, lease, Duration::from_millis(ttl_ms), name, self.sent), true)
+            }
+        };
+        // The put was refused unless its lease existed; that it still does is what the deadline says.
+        let alone = session.standing().sure(rt::boot_now()).filter(|_| alone);
+        Attempt { node: node.clone(), line, claim, session, own_session, alone, granted: false }
+    }
+
+    fn session_name(&self, node: &Node) -> String {
+        match &self.support {
+            Support::Session(session) => session.name.clone(),
+            Support::Ttl { .. } => node.name().to_owned(),
+        }
+    }
+}
+
 /// What a claim hangs on.
 enum Support {
     Session(Arc<Lifeline>),
@@ -204,7 +242,7 @@ pub(crate) struct Attempt {
     pub(crate) session: Arc<Lifeline>,
     own_session: bool,
     /// Set if nobody stood in its way when it was placed, in a valid session: that session's lapses.
-    alone: Option<u64>,
+    pub(crate) alone: Option<u64>,
     granted: bool,
 }
 
@@ -225,7 +263,7 @@ impl Attempt {
         self.line.wait_turn(&self.node, &self.claim, &self.session).await.map(Some)
     }
 
-    fn granted(&mut self, cluster: Cluster, name: String, lapses: u64) -> Guard {
+    pub(crate) fn granted(&mut self, cluster: Cluster, name: String, lapses: u64) -> Guard {
         self.granted = true;
         let hold = Hold::start(&self.node, self.claim.clone(), self.session.clone(), lapses, self.own_session);
         Guard::new(cluster, name, hold)

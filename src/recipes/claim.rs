@@ -313,7 +313,7 @@ impl Line {
 }
 
 /// Sends the transaction that places the claim `key`.
-async fn send(cluster: &Cluster, txn: Txn, key: &Bytes, timeout: Duration) -> Result<TxnResponse, Error> {
+pub(crate) async fn send(cluster: &Cluster, txn: Txn, key: &Bytes, timeout: Duration) -> Result<TxnResponse, Error> {
     let node = cluster.node();
     cluster.check_space(&txn)?;
     match node.mutate(Command::Txn(txn), timeout).await {
@@ -331,7 +331,7 @@ async fn send(cluster: &Cluster, txn: Txn, key: &Bytes, timeout: Duration) -> Re
 
 /// What the transaction did that should place the claim `key`. `counts`: that its conditions held says that nobody stood in
 /// the claim's way.
-fn placed(answer: TxnResponse, key: Bytes, counts: bool) -> Placed {
+pub(crate) fn placed(answer: TxnResponse, key: Bytes, counts: bool) -> Placed {
     if !answer.changed {
         return Placed::Occupied;
     }

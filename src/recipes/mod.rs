@@ -19,9 +19,11 @@ pub(crate) mod hold;
 pub(crate) mod inspect;
 pub(crate) mod latch;
 pub(crate) mod lock;
+pub(crate) mod queue;
 pub(crate) mod registry;
 pub(crate) mod rwlock;
 pub(crate) mod semaphore;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod tree;
 pub(crate) mod update;

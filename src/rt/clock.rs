@@ -160,6 +160,14 @@ pub(crate) fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// A time of the wall clock, as hosts know it.
+pub type WallTime = SystemTime;
+
+/// What [`wall_ms`] returned, for people.
+pub(crate) fn wall_time(ms: u64) -> WallTime {
+    UNIX_EPOCH + Duration::from_millis(ms)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

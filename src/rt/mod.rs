@@ -35,7 +35,8 @@ pub(crate) mod watch;
 pub(crate) mod watermark;
 pub(crate) mod worker;
 
-pub(crate) use clock::{Instant, boot_now, sleep, timeout, timeout_at, wall_ms};
+pub use clock::WallTime;
+pub(crate) use clock::{Instant, boot_now, sleep, timeout, timeout_at, wall_ms, wall_time};
 pub(crate) use consensus::Rt;
 pub(crate) use marks::{Mark, mark};
 pub(crate) use mutant::{hash_order, mutant};

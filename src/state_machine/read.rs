@@ -86,6 +86,21 @@ pub(super) fn range_within(
     Ok((entries, false))
 }
 
+/// Some live keys, each with the revision that created it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeySlice {
+    pub(crate) keys: Vec<(Bytes, Revision)>,
+    /// What has not been looked at yet.
+    pub(crate) rest: Option<KeyRange>,
+}
+
+/// The first live keys of the range as of `at`, at most `limit`. Reads no record.
+pub(crate) fn keys(index: &KeyIndex, at: Revision, keys: &KeyRange, limit: usize) -> Result<KeySlice, ReadError> {
+    let slice = index.slice(keys, at, limit, false)?;
+    let created = |(key, version): (Bytes, Version)| (key, version.created());
+    Ok(KeySlice { keys: slice.entries.into_iter().map(created).collect(), rest: slice.rest })
+}
+
 /// How many keys of the range are live as of `at`.
 pub(crate) fn count(index: &KeyIndex, at: Revision, keys: &KeyRange) -> Result<u64, ReadError> {
     let (mut live, mut rest) = index.count_slice(keys, at)?;
@@ -153,6 +168,49 @@ pub(crate) fn explain(
         }
     }
     Ok(records)
+}
+
+/// What is known of one key's past, newest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeyHistory {
+    pub(crate) records: Vec<(RecordId, Record)>,
+    /// Whether there are older ones that would be listed without the limits.
+    pub(crate) more: bool,
+    /// Nothing at or below this revision is listed, but for the put that the key showed then.
+    pub(crate) floor: Revision,
+}
+
+/// The key's records at or below `at` that a reader at `floor` or above can still reach: at most `max_records`, and about
+/// [`RANGE_BYTES_MAX`], but at least one.
+///
+/// Unlike [`explain`], the same on every node that stands at `at` with this floor, however far its sweep has come.
+pub(crate) fn history(
+    index: &KeyIndex,
+    rows: &dyn RowsRead,
+    floor: Revision,
+    at: Revision,
+    key: &[u8],
+    max_records: usize,
+) -> Result<KeyHistory, ReadError> {
+    let versions = index.versions(key, at, max_records.saturating_add(1));
+    // Asked after the versions: if it still is not above the floor, none was missing among them.
+    let floor = floor.max(index.pruned());
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    for version in versions {
+        let shown_at_floor = version.id().revision <= floor;
+        if shown_at_floor && !version.is_live() {
+            break;
+        }
+        if records.len() == max_records || (bytes >= RANGE_BYTES_MAX && !records.is_empty()) {
+            return Ok(KeyHistory { records, more: true, floor });
+        }
+        bytes += version.bytes() as usize;
+        records.push((version.id(), record(rows, version.id())?));
+        if shown_at_floor {
+            break;
+        }
+    }
+    Ok(KeyHistory { records, more: false, floor })
 }
 
 /// Reads records, and remembers the last lease: neighbouring keys often share one.

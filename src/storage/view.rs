@@ -17,7 +17,7 @@ use crate::format::record::{Record, decode_record};
 use crate::format::rows::{decode_lease, decode_lease_key, lease_key};
 use crate::format::snapshot::SnapshotMeta;
 use crate::format::state::APPLIED;
-use crate::state_machine::read::{self, ReadError};
+use crate::state_machine::read::{self, KeyHistory, KeySlice, ReadError};
 use crate::state_machine::{Counters, KeyIndex, RowError, RowSpace, RowsRead, State};
 use crate::storage::poison::Poison;
 use crate::storage::snapshot::SnapshotReader;
@@ -102,6 +102,11 @@ impl View {
         self.look(|| read::range(&self.index, &*self.rows, at, keys, limit, reverse))
     }
 
+    /// The first live keys, at most `limit`. Values are not read.
+    pub(crate) fn keys(&self, keys: &KeyRange, limit: usize) -> Result<KeySlice, ReadError> {
+        self.look(|| read::keys(&self.index, self.revision, keys, limit))
+    }
+
     pub(crate) fn count(&self, keys: &KeyRange) -> Result<u64, ReadError> {
         self.look(|| read::count(&self.index, self.revision, keys))
     }
@@ -128,6 +133,11 @@ impl View {
     /// The key's kept records, newest first, at most `max_records`: who wrote it, when, under which number.
     pub(crate) fn explain(&self, key: &[u8], max_records: usize) -> Result<Vec<(RecordId, Record)>, ReadError> {
         self.look(|| read::explain(&self.index, &*self.rows, self.revision, key, max_records))
+    }
+
+    /// What is known of the key's past, newest first; the same on every node with a view of this revision and floor.
+    pub(crate) fn history(&self, key: &[u8], max_records: usize) -> Result<KeyHistory, ReadError> {
+        self.look(|| read::history(&self.index, &*self.rows, self.floor, self.revision, key, max_records))
     }
 
     /// Every lease and its time to live in milliseconds, by id.

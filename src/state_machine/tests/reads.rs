@@ -178,3 +178,36 @@ fn explain_lists_what_is_kept_of_a_key_newest_first() {
     m.sweep_all();
     assert_eq!(listed(&m, 9), [(3, Put, 4)]);
 }
+
+#[test]
+fn a_history_is_what_the_floor_leaves_of_it_however_far_the_sweep_has_come() {
+    let mut m = Machine::new();
+    m.put("k", "1");
+    m.put("k", "2");
+    m.delete("k");
+    m.put("k", "4");
+    m.put("k", "5");
+    let listed = |m: &Machine, max| {
+        let past = read::history(m.state.index(), &m.rows, m.state.counters().floor, m.revision(), b"k", max).unwrap();
+        let ids = past.records.iter().map(|(id, _)| id.revision.get()).collect::<Vec<_>>();
+        (ids, past.more)
+    };
+    assert_eq!(listed(&m, 5), (vec![5, 4, 3, 2, 1], false));
+    assert_eq!(listed(&m, 4), (vec![5, 4, 3, 2], true));
+    assert_eq!(listed(&m, 0), (vec![], true));
+    for (floor, left) in
+        [(1, vec![5, 4, 3, 2, 1]), (2, vec![5, 4, 3, 2]), (3, vec![5, 4]), (4, vec![5, 4]), (5, vec![5])]
+    {
+        m.compact(floor);
+        for swept in [false, true] {
+            if swept {
+                m.sweep_all();
+            }
+            assert_eq!(listed(&m, 9), (left.clone(), false), "floor {floor}, swept: {swept}");
+            assert_eq!(listed(&m, left.len()), (left.clone(), false), "floor {floor}, swept: {swept}");
+        }
+    }
+    // A view from before the sweep tells what is left, and says from where.
+    let past = read::history(m.state.index(), &m.rows, Revision::new(1), m.revision(), b"k", 9).unwrap();
+    assert_eq!((past.records.len(), past.floor), (1, Revision::new(5)));
+}
