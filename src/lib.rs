@@ -98,15 +98,21 @@ mod watch_hub;
 
 pub use crate::api::builder::Builder;
 pub use crate::api::cluster::{Cluster, Health, Outcome, Status};
+pub use crate::api::fence::Fenced;
 pub use crate::api::key::{Key, Leading};
 pub use crate::api::keys::{Keys, leading, prefix};
 pub use crate::api::kv::{Cas, Delete, Deleted, Entry, Get, Replaced, Set, SetIf, SetPrev, Written};
+pub use crate::api::listing::Listing;
 pub use crate::api::range::{Count, Entries, RANGE_ENTRIES_MAX, Range, Scan};
+pub use crate::api::retry::{TXN_ATTEMPTS, TXN_ATTEMPTS_MAX};
 pub use crate::api::session::{Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_TTL_MIN, Session};
+pub use crate::api::snapshot::{OpenSnapshot, Snapshot, SnapshotTable};
 pub use crate::api::table::{Map, Table};
 pub use crate::api::txn::{
-    Condition, Operation, TableWhen, Transaction, TxnOutcome, When, list, put, read, remove, when,
+    Committed, Condition, Operation, Put, TableWhen, Transact, Transaction, Txn, TxnOutcome, TxnTable, When, list, put,
+    read, remove, when,
 };
+pub use crate::api::update::{Update, Updated};
 pub use crate::api::watch::{Batch, BatchKind, Cause, Event, Watch, WatchBuilder};
 pub use crate::codec::{Bincode, Codec, Json, Raw, Upgrade, Value, upgrade, upgrade_with};
 pub use crate::config::{Runtime, Timing};
