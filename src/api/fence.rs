@@ -228,3 +228,6 @@ impl Holds for Session {
         Terms::session(self.lease())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,7 @@ impl IntoFuture for OpenSnapshot {
 /// reach. After that it forgets on: as soon as the history has moved past the snapshot's revision (100 000 revisions unless
 /// [`Builder::history`](crate::Builder::history) says otherwise), reads of it are [`Error::Compacted`], never something else.
 /// While it is held, the disk space of what is deleted is not used again, so drop it when done. It does not keep its node
-/// running; after a shutdown its reads are [`Error::Stopped`].
+/// running: after a shutdown it may still answer, or say [`Error::Stopped`].
 #[derive(Clone)]
 pub struct Snapshot {
     view: Arc<View>,

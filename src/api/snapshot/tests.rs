@@ -141,10 +141,32 @@ async fn a_snapshot_stays_as_it_was_on_any_thread_until_it_is_too_old() {
     for gone in [snapshot.get::<u64>("k/1").map(drop), snapshot.range::<u64>(..).entries().map(drop)] {
         assert!(matches!(gone, Err(Error::Compacted { .. })), "{gone:?}");
     }
-    let fresh = cluster.read().await.expect("taken");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_still_held_keeps_no_node_from_closing_and_no_directory_from_being_opened_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let open = || Cluster::builder("alone").storage(directory.path()).into_future();
+    let cluster = open().await.expect("starts");
+    cluster.ready().await.expect("leads itself");
+    cluster.set("k", &1u64).await.expect("written");
+    let old = cluster.read().await.expect("taken");
     cluster.shutdown().await.expect("stops");
-    let stopped = fresh.get::<u64>("tick");
-    assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stopped:?}");
+    let late = old.get::<u64>("k");
+    assert!(
+        matches!(&late, Ok(Some(entry)) if **entry == 1) || matches!(&late, Err(Error::Stopped { .. })),
+        "{late:?}"
+    );
+    let again = open().await.expect("the directory is free");
+    again.ready().await.expect("leads itself");
+    again.set("k", &2u64).await.expect("written");
+    let late = old.get::<u64>("k");
+    assert!(
+        matches!(&late, Ok(Some(entry)) if **entry == 1) || matches!(&late, Err(Error::Stopped { .. })),
+        "{late:?}"
+    );
+    assert!(matches!(again.status().health, crate::Health::Serving), "{:?}", again.status());
+    again.shutdown().await.expect("stops");
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use crate::api::cluster::Cluster;
 use crate::api::fence::Fences;
 use crate::api::keys::prefix;
 use crate::api::table::Table;
-use crate::api::testing::{Dice, HUNG, Trio, compact, eventually, ms, single};
+use crate::api::testing::{Dice, HUNG, Trio, compact, eventually, ms, single, until};
 use crate::error::{Error, Obstacle};
 use crate::rt;
 use crate::storage::view::VIEW_AGE_MAX;
@@ -212,7 +212,9 @@ async fn two_who_each_read_both_keys_and_write_one_do_not_both_write() {
 #[tokio::test(start_paused = true)]
 async fn a_key_that_appears_in_a_range_that_was_read_conflicts_wherever_it_was_looked_for() {
     let cluster = single(|_| {}).await;
-    let set = async |key: &str| drop(cluster.set(key, &0u64).await.expect("written"));
+    let set = async |key: &str| {
+        cluster.set(key, &0u64).await.expect("written");
+    };
     for (case, (appears, expected)) in
         [("k/25", true), ("k/30", true), ("k/31", false), ("k/05", true), ("j", false)].into_iter().enumerate()
     {
@@ -293,13 +295,15 @@ async fn who_comes_second_runs_again_on_what_the_first_left_and_not_before_that_
         Ok(sum)
     };
     trio.nodes[leader].set("n", &0u64).await.expect("written");
-    let (first, second) =
-        join(trio.nodes[leader].txn(add_one).into_future(), trio.nodes[follower].txn(watching).into_future()).await;
-    let (first, second) = (first.expect("committed"), second.expect("committed"));
-    assert_eq!((*first, first.attempts, *second, second.attempts), (1, 1, 2, 2));
+    let second = rt::spawn("second", trio.nodes[follower].txn(watching).into_future());
+    until("the first run", || seen.lock().unwrap().len() == 1).await;
+    // Its writes have a way to go.
+    let first = trio.nodes[leader].set("n", &10u64).await.expect("written");
+    let second = second.await.expect("no panic").expect("committed");
+    assert_eq!((*second, second.attempts), (11, 2));
     let seen = seen.lock().unwrap().clone();
-    assert!(matches!(&seen[..], [(1, _), (2, again)] if *again >= first.revision), "{seen:?}");
-    assert_eq!(trio.nodes[other].get::<u64>("n").await.expect("read").map(|n| *n), Some(2));
+    assert!(matches!(&seen[..], [(1, _), (11, again)] if *again >= first.revision), "{seen:?}");
+    assert_eq!(trio.nodes[other].get::<u64>("n").await.expect("read").map(|n| *n), Some(11));
     trio.stop().await;
 }
 
