@@ -156,9 +156,9 @@ async fn run_bank(sim: Sim) {
     });
     let shared = books.clone();
     sim.hosts(["node-1", "node-2", "node-3"], move |host| bank(host, shared.clone())).expect("names are new");
-    sim.chaos(Faults::all().swarm(), 8 * SECOND).await;
+    sim.chaos(Faults::all().swarm(), 5 * SECOND).await;
     books.lock().unwrap().over = true;
-    sim.run_for(5 * SECOND).await;
+    sim.run_for(2 * SECOND).await;
     let nodes: Vec<Cluster> = sim.open().into_iter().map(|(_, node)| node).collect();
     nodes[0].set("last", &0u64).timeout(60 * SECOND).await.expect("all is whole again");
     converged(&nodes, &format!("seed {}", sim.seed())).await;
@@ -189,12 +189,12 @@ async fn run_bank(sim: Sim) {
     assert!(books.done.iter().all(is_noted), "a transfer that was done is not there");
     assert!(!books.refused.iter().any(is_noted), "a transfer that was not done is there");
     println!("seed {}: {} done, {} conflicts", sim.seed(), books.done.len(), books.conflicts);
-    assert!(books.done.len() > 50 && books.conflicts > 5, "{} done, {} conflicts", books.done.len(), books.conflicts);
+    assert!(books.done.len() > 30 && books.conflicts > 3, "{} done, {} conflicts", books.done.len(), books.conflicts);
 }
 
 #[test]
 fn money_that_is_moved_by_closures_is_neither_made_nor_lost_whatever_fails() {
-    for seed in seeds(1..4) {
+    for seed in seeds(1..3) {
         play(&Play { seed, yields: 30, ..Play::default() }, &run_bank);
     }
 }

@@ -135,7 +135,7 @@ fn wander(t: &mut Txn, seed: u64) -> Result<Story, Error> {
         let key = format!("s/{}", dice.roll(6));
         let value = (dice.roll(3) > 0).then_some(seed);
         match value {
-            Some(value) => drop(t.put(&key, &value)?),
+            Some(value) => t.put(&key, &value).map(drop)?,
             None => t.remove(key.as_str())?,
         }
         story.written.push((key, value));
