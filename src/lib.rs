@@ -66,8 +66,8 @@
 //!
 //! An operation is described by a builder (`cluster.set("k", &v).ttl(d).if_absent()`) and carried out when that is awaited, on
 //! the node's own runtime: it works from any executor, and dropping the future does not leave it half done (closures run in the
-//! caller's task). A condition that
-//! does not hold is a value ([`Cas::Conflict`]), not an error; errors are typed by what the caller can do ([`Error`]).
+//! caller's task). A condition that does not hold is a value ([`Cas::Conflict`]), not an error; errors are typed by what the
+//! caller can do ([`Error`]).
 //!
 //! The node's tasks run on a thread of their own unless [`Builder::runtime`] says otherwise, beside one thread for each of its
 //! two files. Events go to the [`tracing`](https://docs.rs/tracing) subscriber of the host.
