@@ -485,3 +485,27 @@ async fn what_is_put_hangs_where_it_was_hung() {
     assert!(matches!(late.await, Err(Error::LeaseNotFound { lease: gone }) if gone == lease));
     assert!(cluster.get::<u64>("beside").await.expect("read").is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_sees_what_was_acknowledged_before_it_began_or_does_not_run() {
+    let trio = Trio::start().await;
+    let (leader, follower, _) = trio.roles().await;
+    trio.network.delay(ms(30));
+    for n in 1..4u64 {
+        trio.nodes[leader].set("n", &n).await.expect("written");
+        assert!(trio.nodes[follower].status().revision.get() < n, "the follower has been told already");
+        let read = trio.nodes[follower].txn(|t| Ok(t.get::<u64>("n")?.map(|n| *n))).await.expect("read");
+        assert_eq!((read.value, read.revision.get()), (Some(n), n));
+    }
+    trio.isolate(follower);
+    let runs = Arc::new(Mutex::new(0));
+    let counted = runs.clone();
+    let alone = trio.nodes[follower].txn(move |t| {
+        *counted.lock().unwrap() += 1;
+        t.get::<u64>("n").map(drop)
+    });
+    let refused = alone.timeout(ms(2000)).await;
+    assert!(matches!(refused, Err(Error::NotApplied { why: Obstacle::NoLeader, .. })), "{refused:?}");
+    assert_eq!(*runs.lock().unwrap(), 0);
+    trio.stop().await;
+}
