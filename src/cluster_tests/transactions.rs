@@ -1,14 +1,16 @@
 //! Closures whose answers are lost, and money that is moved while everything fails.
 
 use std::collections::BTreeMap;
-use std::future::pending;
+use std::future::{IntoFuture, pending};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::support::{Group, Mischief, converged, seeds, slow_disks};
+use super::support::{Group, Mischief, converged, eventually, seeds, slow_disks};
 use crate::api::cluster::{Cluster, Outcome};
-use crate::config::{Retention, Timing};
+use crate::config::{Retention, TestDrive, Timing};
 use crate::rt;
+use crate::rt::worker::Drive;
 use crate::sim::{Faults, Host, Play, Sim, play};
 use crate::storage::fault_disk::SplitMix;
 use crate::{Error, StartError, Ticket, Txn, prefix};
@@ -49,6 +51,40 @@ async fn a_closure_is_carried_out_once_when_answers_are_lost_and_frames_are_doub
         assert!(counter > 5, "seed {seed}: only {counter} got through");
         group.converged().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_does_not_run_again_before_what_it_conflicted_with_is_here() {
+    let (slow, disks) = (Arc::new(AtomicBool::new(false)), Duration::from_millis(60));
+    let is_slow = slow.clone();
+    let mut group = Group::new(3, 1).tune(move |settings| {
+        if is_slow.load(Ordering::Relaxed) {
+            settings.drive = TestDrive(Some(Drive::Delayed(Arc::new(move || Box::pin(rt::sleep(disks))))));
+        }
+    });
+    group.start(0).await;
+    group.start(1).await;
+    slow.store(true, Ordering::Relaxed);
+    group.start_all().await;
+    group.node(2).set("warm", &0u64).await.expect("written");
+    let heir = group.node(0).status().id;
+    group.node(group.leader().await).node().transfer_to(heir).await;
+    eventually("the leader is fast", || group.node(2).status().leader == Some(heir)).await;
+
+    let runs = Arc::new(Mutex::new(Vec::new()));
+    let notes = runs.clone();
+    let adding = group.node(2).txn(move |t| {
+        let next = t.get::<u64>("n")?.map_or(0, |n| *n) + 1;
+        notes.lock().unwrap().push((next, t.revision()));
+        t.put("n", &next).map(drop)
+    });
+    let adding = rt::spawn("adding", adding.into_future());
+    eventually("the first run", || !runs.lock().unwrap().is_empty()).await;
+    let first = group.node(0).set("n", &10u64).await.expect("written").revision;
+    let done = adding.await.expect("no panic").expect("committed");
+    assert_eq!(done.attempts, 2, "{:?}", runs.lock().unwrap());
+    let runs = runs.lock().unwrap();
+    assert!(matches!(runs[..], [(1, before), (11, again)] if before < first && again >= first), "{runs:?}");
 }
 
 async fn was_applied(node: &Cluster, ticket: &Ticket) -> bool {

@@ -174,7 +174,8 @@ async fn a_snapshot_shows_what_was_acknowledged_before_unless_told_otherwise() {
     let trio = Trio::start().await;
     let (leader, follower, _) = trio.roles().await;
     trio.network.delay(ms(30));
-    let written = trio.nodes[leader].set("k", &1u64).await.expect("written").revision;
+    let write = trio.nodes[leader].set("k", &1u64).into_future();
+    let written = trio.behind_its_back(follower, write).await.expect("written").revision;
     let stale = trio.nodes[follower].read().stale().await.expect("taken");
     assert!(stale.revision() < written, "the follower has been told already");
     let now = trio.nodes[follower].read().await.expect("taken");

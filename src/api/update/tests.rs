@@ -87,12 +87,13 @@ async fn what_an_update_leaves_as_it_is_or_cannot_read_is_not_what_a_node_that_i
     trio.nodes[leader].set("k", &"text".to_string()).await.expect("written");
     until("the follower", || trio.nodes[follower].status().revision.get() == 1).await;
     trio.network.delay(ms(30));
-    trio.nodes[leader].set("k", &7u64).await.expect("written");
+    let write = |value: u64| trio.nodes[leader].set("k", &value).into_future();
+    trio.behind_its_back(follower, write(7)).await.expect("written");
     assert_eq!(trio.nodes[follower].status().revision.get(), 1, "it is behind");
     let kept = trio.nodes[follower].update("k", |n: Option<&u64>| n.copied()).await.expect("it is a number by now");
     assert_eq!((kept.old.map(|n| *n), kept.new.map(|n| *n), kept.revision.get()), (Some(7), Some(7), 2));
 
-    trio.nodes[leader].set("k", &8u64).await.expect("written");
+    trio.behind_its_back(follower, write(8)).await.expect("written");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let notes = seen.clone();
     let watching = move |n: Option<&u64>| {
