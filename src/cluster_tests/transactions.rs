@@ -71,19 +71,23 @@ async fn a_closure_does_not_run_again_before_what_it_conflicted_with_is_here() {
     group.node(group.leader().await).node().transfer_to(heir).await;
     eventually("the leader is fast", || group.node(2).status().leader == Some(heir)).await;
 
-    let runs = Arc::new(Mutex::new(Vec::new()));
-    let notes = runs.clone();
+    group.node(0).set("warm", &0u64).await.expect("written");
+
+    let (runs, first) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(None)));
+    let (notes, before, leader) = (runs.clone(), first.clone(), group.node(0).clone());
     let adding = group.node(2).txn(move |t| {
         let next = t.get::<u64>("n")?.map_or(0, |n| *n) + 1;
         notes.lock().unwrap().push((next, t.revision()));
+        // Has a shorter way to the leader's log than what this is going to write.
+        let write = || rt::spawn("first", leader.set("n", &10u64).into_future());
+        before.lock().unwrap().get_or_insert_with(write);
         t.put("n", &next).map(drop)
     });
-    let adding = rt::spawn("adding", adding.into_future());
-    eventually("the first run", || !runs.lock().unwrap().is_empty()).await;
-    let first = group.node(0).set("n", &10u64).await.expect("written").revision;
-    let done = adding.await.expect("no panic").expect("committed");
-    assert_eq!(done.attempts, 2, "{:?}", runs.lock().unwrap());
+    let done = adding.await.expect("committed");
+    let first = first.lock().unwrap().take().expect("it ran");
+    let first = first.await.expect("no panic").expect("written").revision;
     let runs = runs.lock().unwrap();
+    assert_eq!(done.attempts, 2, "{runs:?}");
     assert!(matches!(runs[..], [(1, before), (11, again)] if before < first && again >= first), "{runs:?}");
 }
 

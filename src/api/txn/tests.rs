@@ -15,6 +15,7 @@ use crate::api::keys::prefix;
 use crate::api::table::Table;
 use crate::api::testing::{Dice, HUNG, Trio, compact, eventually, ms, single, until};
 use crate::error::{Error, Obstacle};
+use crate::recipes::testing::TTL;
 use crate::rt;
 use crate::storage::view::VIEW_AGE_MAX;
 use crate::types::TXN_OPS_MAX;
@@ -509,4 +510,27 @@ async fn a_closure_sees_what_was_acknowledged_before_it_began_or_does_not_run() 
     assert!(matches!(refused, Err(Error::NotApplied { why: Obstacle::NoLeader, .. })), "{refused:?}");
     assert_eq!(*runs.lock().unwrap(), 0);
     trio.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_a_run_has_asked_for_must_still_stand_when_its_writes_are_decided() {
+    let cluster = single(|_| {}).await;
+    let guard = cluster.lock("job").ttl(TTL).await.expect("free");
+    let session = cluster.session().await.expect("open");
+    let (mut one, mut other) = (begin(&cluster), begin(&cluster));
+    one.require(&guard).expect("it stands");
+    other.require(&session).expect("it stands");
+    let (fence, lease) = (guard.fence(), session.lease());
+    guard.release().await.expect("released");
+    session.close().await.expect("closed");
+    for (mut txn, guarded) in [(one, true), (other, false)] {
+        txn.put("k", &1u64).expect("put");
+        let Ok(Outcome::Write((), txn, fences)) = txn.finish::<(), Error>(Ok(())) else { panic!("it writes") };
+        match fences.write(&cluster, txn, HUNG).await {
+            Err(Error::Fenced { held, .. }) if guarded && held == fence.get() => {}
+            Err(Error::LeaseNotFound { lease: gone }) if !guarded && gone == lease => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(cluster.get::<u64>("k").await.expect("read").is_none());
 }
