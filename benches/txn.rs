@@ -102,9 +102,4 @@ fn print_bars(name: &str, per_second: &BTreeMap<(Kind, u64, usize), f64>) {
     // An update is one round trip, as a write is; a closure is one more, for its moment.
     bar(&format!("update_to_set_64_callers_{name}"), per_second[&(Kind::Update, KEYS, 64)] / set, Wanted::AtLeast(0.7));
     bar(&format!("txn_to_set_64_callers_{name}"), per_second[&(Kind::Txn, KEYS, 64)] / set, Wanted::AtLeast(0.4));
-    for kind in [Kind::Update, Kind::Txn] {
-        let (one, many) = (per_second[&(kind, 1, 1)], per_second[&(kind, 1, 64)]);
-        let kind = format!("{kind:?}").to_lowercase();
-        bar(&format!("{kind}_of_one_number_64_callers_to_1_{name}"), many / one, Wanted::AtLeast(0.5));
-    }
 }

@@ -207,7 +207,7 @@ fn check_size(txn: &Txn) -> Result<(), Error> {
     });
     let bytes: usize = ops.chain(compares).sum();
     if bytes > WRITE_BYTES_MAX {
-        return invalid(format!("its keys and values take {bytes} bytes, the limit is {WRITE_BYTES_MAX}"));
+        return invalid(too_large(bytes));
     }
     Ok(())
 }
@@ -215,6 +215,11 @@ fn check_size(txn: &Txn) -> Result<(), Error> {
 /// What is wrong with a transaction of so many parts.
 pub(crate) fn too_many(parts: usize) -> String {
     format!("it has {parts} conditions and operations, the limit is {TXN_OPS_MAX}")
+}
+
+/// What is wrong with a transaction of so many bytes.
+pub(crate) fn too_large(bytes: usize) -> String {
+    format!("its keys and values take {bytes} bytes, the limit is {WRITE_BYTES_MAX}")
 }
 
 fn range_bytes(keys: &KeyRange) -> usize {

@@ -170,7 +170,7 @@ async fn serve(cluster: Cluster, books: Arc<Mutex<Books>>, teller: String) {
                 Err(error) => panic!("{name}: {error}"),
             }
         }
-        rt::sleep(Duration::from_millis(rng.below(30))).await;
+        rt::sleep(Duration::from_millis(rng.below(120))).await;
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::merge;
 use super::range_set::RangeSet;
 use super::writes::{Known, Writes};
-use crate::api::fence::{Fenced, Fences, Terms, too_many};
+use crate::api::fence::{Fenced, Fences, Terms, too_large, too_many};
 use crate::api::key::Key;
 use crate::api::keys::{Keys, stored_key, stored_key_in};
 use crate::api::kv::{Entry, ttl_attach};
@@ -25,7 +25,7 @@ use crate::command::{self, Attach, Compare, KeyRange, KeyValue, Test};
 use crate::error::Error;
 use crate::state_machine::read::ReadError;
 use crate::storage::view::View;
-use crate::types::{LeaseId, Revision, TXN_OPS_MAX};
+use crate::types::{LeaseId, Revision, TXN_OPS_MAX, WRITE_BYTES_MAX};
 
 /// One run of a transaction's closure. See [`Cluster::txn`](crate::Cluster::txn).
 ///
@@ -95,7 +95,8 @@ impl Txn {
     /// Puts `value` at `key`, for good unless [`Put::ttl`] and its like say otherwise.
     ///
     /// # Errors
-    /// [`Error::Codec`] if the value cannot be written. [`Error::Invalid`] for a key that cannot be one, and as [`Txn::get`].
+    /// [`Error::Codec`] if the value cannot be written. [`Error::Invalid`] for a key that cannot be one, or if the transaction
+    /// has become too large: as [`Txn::get`], or more than [`WRITE_BYTES_MAX`](crate::WRITE_BYTES_MAX) bytes.
     pub fn put<V: Value>(&mut self, key: impl AsRef<str>, value: &V) -> Result<Put<'_>, Error> {
         self.put_in("", stored_key(key.as_ref())?, &Format::flat(), value)
     }
@@ -202,10 +203,12 @@ impl Txn {
 
     fn check_size(&mut self) -> Result<(), Error> {
         let parts = self.reads.len() + self.writes.len() + self.fences.len();
-        if parts <= TXN_OPS_MAX {
-            return Ok(());
-        }
-        Err(self.ruin(Error::Invalid { what: "transaction", why: too_many(parts) }))
+        let why = match self.writes.bytes() {
+            _ if parts > TXN_OPS_MAX => too_many(parts),
+            bytes if bytes > WRITE_BYTES_MAX => too_large(bytes),
+            _ => return Ok(()),
+        };
+        Err(self.ruin(Error::Invalid { what: "transaction", why }))
     }
 
     /// Takes note that this run cannot count, also if the closure swallows the error.

@@ -436,6 +436,26 @@ async fn a_transaction_that_reads_more_than_it_can_name_is_refused_even_if_it_do
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_transaction_that_writes_more_than_a_frame_holds_is_refused_before_it_is_whole() {
+    let cluster = single(|_| {}).await;
+    let megabyte = crate::Raw(vec![7u8; 1_000_000].into());
+    let mut txn = begin(&cluster);
+    for _ in 0..10 {
+        txn.put("same", &megabyte).expect("it replaces the one before");
+    }
+    for n in 0..3 {
+        txn.put(name(n), &megabyte).expect("there is room");
+    }
+    txn.remove(prefix("k/")).expect("removed");
+    for n in 0..3 {
+        txn.put(name(n), &megabyte).expect("there is room again");
+    }
+    let refused = txn.put("k/3", &megabyte).map(drop);
+    assert!(matches!(refused, Err(Error::Invalid { what: "transaction", .. })), "{refused:?}");
+    assert!(matches!(txn.finish::<(), Error>(Ok(())), Err(Error::Invalid { .. })), "whoever does not listen");
+}
+
+#[tokio::test(start_paused = true)]
 async fn keys_of_tables_are_read_and_written_with_their_types() {
     const JOBS: Table<(&'static str, u64), String> = Table::new("jobs");
     let cluster = single(|_| {}).await;

@@ -13,6 +13,8 @@ use crate::types::Revision;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Writes {
     puts: BTreeMap<Bytes, Pending>,
+    /// What the puts take.
+    bytes: usize,
     removed: RangeSet,
 }
 
@@ -34,6 +36,8 @@ pub(super) enum Known {
 
 impl Writes {
     pub(super) fn put(&mut self, key: Bytes, value: Bytes) {
+        self.forget(&key);
+        self.bytes += key.len() + value.len();
         self.puts.insert(key, Pending { value, attach: Attach::Forever });
     }
 
@@ -45,8 +49,14 @@ impl Writes {
     pub(super) fn remove(&mut self, keys: KeyRange) {
         if !keys.is_empty() {
             let gone: Vec<Bytes> = self.puts_in(&keys).map(|(key, _)| key.clone()).collect();
-            gone.iter().for_each(|key| drop(self.puts.remove(key)));
+            gone.iter().for_each(|key| self.forget(key));
             self.removed.insert(keys);
+        }
+    }
+
+    fn forget(&mut self, key: &Bytes) {
+        if let Some(put) = self.puts.remove(key) {
+            self.bytes -= key.len() + put.value.len();
         }
     }
 
@@ -75,6 +85,11 @@ impl Writes {
     /// How many operations it takes, or a few less.
     pub(super) fn len(&self) -> usize {
         self.puts.len() + self.removed.len()
+    }
+
+    /// Bytes of keys and values that are put.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// What is to be carried out. No key is in two of them: a removal leaves out what is put.
