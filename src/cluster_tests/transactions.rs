@@ -53,6 +53,41 @@ async fn a_closure_is_carried_out_once_when_answers_are_lost_and_frames_are_doub
     }
 }
 
+/// Answers of this size are not remembered whole: an attempt that lost its answer has to look for itself.
+#[tokio::test(start_paused = true)]
+async fn an_update_of_a_large_value_is_carried_out_once_when_answers_are_lost() {
+    for seed in seeds(1..3) {
+        let mut group = Group::new(3, seed);
+        group.start_all().await;
+        group.mischief(Mischief { lose_replies: 40, delay_ms_max: 10, ..Default::default() });
+        let adding = |n: usize| {
+            let node = group.node(n);
+            async move {
+                let mut added = 0;
+                for _ in 0..8 {
+                    let add = |old: Option<&(u64, Vec<u8>)>| Some((old.map_or(0, |old| old.0) + 1, vec![7; 3000]));
+                    match node.update("large", add).timeout(Duration::from_secs(20)).await {
+                        Ok(done) => {
+                            let (old, new) = (done.old.map_or(0, |old| old.0), done.new.expect("put").0);
+                            assert_eq!(old + 1, new, "seed {seed}");
+                            added += 1;
+                        }
+                        Err(Error::Indeterminate { ticket }) => added += u64::from(was_applied(node, &ticket).await),
+                        Err(Error::NotApplied { .. }) => {}
+                        Err(error) => panic!("seed {seed}: {error}"),
+                    }
+                }
+                added
+            }
+        };
+        let added: u64 = futures::future::join_all((0..3).map(adding)).await.into_iter().sum();
+        group.mischief(Mischief::default());
+        let large = group.node(0).get::<(u64, Vec<u8>)>("large").await.expect("read").map_or(0, |entry| entry.0);
+        assert_eq!(large, added, "seed {seed}");
+        assert!(large > 10, "seed {seed}: only {large} got through");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_closure_does_not_run_again_before_what_it_conflicted_with_is_here() {
     let (slow, disks) = (Arc::new(AtomicBool::new(false)), Duration::from_millis(60));

@@ -1,4 +1,12 @@
 //! Running a closure until what it has read still stood when its writes were decided.
+//!
+//! * The first run is on a view behind a read barrier, so that whatever it returns, an error too, is of a moment within the
+//!   call.
+//! * What it has read was unchanged, from that moment to the decision, or nothing is written. Below the floor nobody can tell:
+//!   that counts as changed.
+//! * It is run again only when the attempt before was decided (an attempt of unknown outcome ends the call, with its ticket),
+//!   and only on a view that holds what it had missed.
+//! * It runs in the caller's task, so that a slow one holds up no heartbeat, and its panic is the caller's.
 
 use std::fmt;
 use std::future::IntoFuture;
