@@ -94,6 +94,17 @@ impl KeyRange {
         key >= self.start.as_ref() && self.end.as_ref().is_none_or(|end| key < end.as_ref())
     }
 
+    /// What is left of this range behind `key`, going up, or down if `reverse`.
+    pub(crate) fn behind(&self, key: &Bytes, reverse: bool) -> KeyRange {
+        match reverse {
+            true => KeyRange { start: self.start.clone(), end: Some(key.clone()) },
+            false => {
+                let next = KeyRange::single(key.clone()).end.expect("a single key has a successor");
+                KeyRange { start: next, end: self.end.clone() }
+            }
+        }
+    }
+
     /// The key, if this range can hold no other.
     pub(crate) fn as_single(&self) -> Option<&Bytes> {
         let end = self.end.as_ref()?;

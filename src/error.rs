@@ -183,6 +183,12 @@ pub enum Error {
         /// The store's revision when this was found out.
         current: Revision,
     },
+    /// The closure of a transaction gave it up; nothing was written. What it says is the closure's.
+    #[error("the transaction was given up: {why}")]
+    Aborted {
+        /// The closure's words.
+        why: String,
+    },
     /// The history asked for is no longer kept. Read again and go on from there.
     #[error("revision {requested} is compacted; the oldest kept is {oldest}: read again and watch from there")]
     Compacted {
@@ -269,6 +275,12 @@ pub enum Obstacle {
     /// Somebody resolved the write's ticket before it was decided, so that it never will be.
     #[error("its ticket was resolved as never applied")]
     Sealed,
+    /// Others changed what it depends on, each time it was tried. Try for longer, or depend on less.
+    #[error("others changed what it depends on, {attempts} times")]
+    Conflict {
+        /// How often it was tried.
+        attempts: u32,
+    },
     /// The lock, office or permit is held, and the caller did not want to wait (any longer).
     #[error("held by somebody else")]
     Held,

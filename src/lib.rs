@@ -28,7 +28,7 @@
 //!
 //! * **Strict serializability.** All transactions have one order, which agrees with real time. Reads are linearizable on
 //!   every node by a shared round of the leader's quorum (ReadIndex; Ongaro, *Consensus: Bridging Theory and Practice*, 6.4);
-//!   `.stale()` and `.at_least(revision)` are explicit.
+//!   `.stale()`, `.at_least(revision)` and `.at(revision)` are explicit.
 //! * **Durability.** Acknowledged means on disk, by fsync, on a majority; it survives the loss of power of all nodes at once.
 //! * **Exactly once.** A write is decided once, across retries, forwarding, changes of leader and restarts. An unknown outcome
 //!   is [`Error::Indeterminate`] with a [`Ticket`], which [`Cluster::resolve`] settles.
@@ -58,11 +58,19 @@
 //! both, with the codec and the schema version, and has the same verbs: `cluster.table(SERVICES).get(("web", 1))`. Its keys are
 //! text, bytes, integers or tuples, and its ranges are in their order.
 //!
+//! # Transactions
+//!
+//! What belongs together is read from one [`Snapshot`] ([`Cluster::read`], also of a past revision) and written by one
+//! transaction: a closure whose reads are checked when its writes are decided, and which is run again if they do not hold any
+//! more ([`Cluster::txn`]), or conditions and operations said beforehand ([`Cluster::transaction`]). One key is changed by a
+//! function of its value with [`Cluster::update`], and any write can be held to a guard or a session ([`Fenced`]).
+//!
 //! # Operations
 //!
 //! An operation is described by a builder (`cluster.set("k", &v).ttl(d).if_absent()`) and carried out when that is awaited, on
-//! the node's own runtime: it works from any executor, and dropping the future does not leave it half done. A condition that
-//! does not hold is a value ([`Cas::Conflict`]), not an error; errors are typed by what the caller can do ([`Error`]).
+//! the node's own runtime: it works from any executor, and dropping the future does not leave it half done (closures run in the
+//! caller's task). A condition that does not hold is a value ([`Cas::Conflict`]), not an error; errors are typed by what the
+//! caller can do ([`Error`]).
 //!
 //! The node's tasks run on a thread of their own unless [`Builder::runtime`] says otherwise, beside one thread for each of its
 //! two files. Events go to the [`tracing`](https://docs.rs/tracing) subscriber of the host.
@@ -101,19 +109,25 @@ mod watch_hub;
 
 pub use crate::api::builder::Builder;
 pub use crate::api::cluster::{Cluster, Health, Outcome, Status};
+pub use crate::api::fence::Fenced;
 pub use crate::api::history::{Explain, HISTORY_ENTRIES, HISTORY_ENTRIES_MAX, History, HistoryChange, HistoryEntry};
 pub use crate::api::key::{Key, Leading};
 pub use crate::api::keys::{Keys, leading, prefix};
 pub use crate::api::kv::{Cas, Delete, Deleted, Entry, Get, Replaced, Set, SetIf, SetPrev, Written};
+pub use crate::api::listing::Listing;
 pub use crate::api::mirror::{Change, Delta, Mirror, MirrorKey, Mirrored, MirroredEntries, OpenMirror, OpenMirrorKey};
 pub use crate::api::range::{Count, Entries, RANGE_ENTRIES_MAX, Range, Scan};
+pub use crate::api::retry::{TXN_ATTEMPTS, TXN_ATTEMPTS_MAX};
 pub use crate::api::session::{
     Lost, LostReason, OpenSession, SESSION_NAME_BYTES_MAX, SESSION_REFRESH_MIN, SESSION_TTL_MIN, Session,
 };
+pub use crate::api::snapshot::{OpenSnapshot, Snapshot, SnapshotTable};
 pub use crate::api::table::{Map, Table};
 pub use crate::api::txn::{
-    Condition, Operation, TableWhen, Transaction, TxnOutcome, When, list, put, read, remove, when,
+    Committed, Condition, Operation, Put, TableWhen, Transact, Transaction, Txn, TxnOutcome, TxnTable, When, list, put,
+    read, remove, when,
 };
+pub use crate::api::update::{Update, Updated};
 pub use crate::api::watch::{Batch, BatchKind, Cause, Event, Watch, WatchBuilder};
 pub use crate::codec::{Bincode, Codec, Json, Raw, Upgrade, Value, upgrade, upgrade_with};
 pub use crate::config::{Runtime, Timing};

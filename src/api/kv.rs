@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::cluster::Cluster;
+use super::fence::{Fenced, Fences};
 use super::keys::{Keys, named, stored_key};
 use super::layout;
 use super::read::{Reading, read_error, reading, view_at_least};
@@ -126,7 +127,7 @@ impl<V: Send + 'static> IntoFuture for Get<V> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let key = self.key?;
-            let found = self.reading.run(move |view| view.get(&key)).await?;
+            let found = self.reading.run(move |view, at| view.get_at(at, &key)).await?;
             found.map(|stored| Entry::read(&stored, &self.format)).transpose()
         })
     }
@@ -139,6 +140,7 @@ struct Writing {
     /// In stored form.
     key_value: Result<(Bytes, Bytes), Error>,
     attach: Result<Attach, Error>,
+    fences: Fences,
     timeout: Duration,
 }
 
@@ -146,6 +148,10 @@ impl Writing {
     fn put(&self, prev: bool) -> Result<(Bytes, Op), Error> {
         let ((key, value), lease) = (self.key_value.clone()?, self.attach.clone()?);
         Ok((key.clone(), Op::Put { key, value, lease, prev }))
+    }
+
+    async fn send(&self, txn: Txn) -> Result<TxnResponse, Error> {
+        self.fences.write(&self.cluster, txn, self.timeout).await
     }
 }
 
@@ -169,6 +175,12 @@ macro_rules! writing {
         /// [`Error::LeaseNotFound`](crate::Error::LeaseNotFound) if it has ended.
         pub fn session(self, session: &Session) -> Self {
             self.lease(session.lease())
+        }
+
+        /// Writes only while `held` stands: a guard, or a session. See [`Fenced`](crate::Fenced). May be called for several.
+        pub fn fenced(mut self, held: &(impl Fenced + ?Sized)) -> Self {
+            self.writing.fences.add(held.terms());
+            self
         }
 
         /// Gives up after `timeout` instead of the default.
@@ -214,7 +226,8 @@ impl<V> Set<V> {
             Ok((key, value))
         });
         let timeout = cluster.node().settings().timeout;
-        let writing = Writing { cluster: cluster.clone(), key_value, attach: Ok(Attach::Forever), timeout };
+        let (attach, fences) = (Ok(Attach::Forever), Fences::default());
+        let writing = Writing { cluster: cluster.clone(), key_value, attach, fences, timeout };
         Set { writing, format }
     }
 
@@ -250,8 +263,7 @@ impl<V: Send + 'static> IntoFuture for Set<V> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let (_, put) = self.writing.put(false)?;
-            let txn = Txn { then: vec![put], ..Txn::default() };
-            let answer = self.writing.cluster.write(txn, self.writing.timeout).await?;
+            let answer = self.writing.send(Txn { then: vec![put], ..Txn::default() }).await?;
             Ok(Written { revision: answer.revision })
         })
     }
@@ -276,8 +288,7 @@ impl<V: Send + 'static> IntoFuture for SetPrev<V> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let (key, put) = self.writing.put(true)?;
-            let txn = Txn { then: vec![put], ..Txn::default() };
-            let answer = self.writing.cluster.write(txn, self.writing.timeout).await?;
+            let answer = self.writing.send(Txn { then: vec![put], ..Txn::default() }).await?;
             let prev = match answer.results.first() {
                 Some(OpResult::Put { prev, .. }) => prev.clone(),
                 // The answer was lost once and too large to be remembered: the old value is still in the history.
@@ -316,7 +327,7 @@ impl<V: Send + 'static> IntoFuture for SetIf<V> {
             let (key, put) = self.writing.put(false)?;
             let compares = vec![Compare { keys: KeyRange::single(key.clone()), test: self.test }];
             let txn = Txn { compares, then: vec![put], otherwise: vec![Op::Get { key: key.clone() }] };
-            let answer = self.writing.cluster.write(txn, self.writing.timeout).await?;
+            let answer = self.writing.send(txn).await?;
             if answer.failed.is_none() {
                 return Ok(Cas::Applied(Written { revision: answer.revision }));
             }
@@ -336,18 +347,25 @@ pub struct Delete {
     cluster: Cluster,
     keys: Result<KeyRange, Error>,
     test: Option<Test>,
+    fences: Fences,
     timeout: Duration,
 }
 
 impl Delete {
     pub(crate) fn new(cluster: &Cluster, keys: Result<KeyRange, Error>) -> Self {
         let timeout = cluster.node().settings().timeout;
-        Delete { cluster: cluster.clone(), keys, test: None, timeout }
+        Delete { cluster: cluster.clone(), keys, test: None, fences: Fences::default(), timeout }
     }
 
     /// Deletes only if the newest put of the key is that of `revision`; otherwise the count is 0.
     pub fn if_rev(mut self, revision: Revision) -> Self {
         self.test = Some(Test::Modified(Order::Equal, revision));
+        self
+    }
+
+    /// Deletes only while `held` stands: a guard, or a session. See [`Fenced`]. May be called for several.
+    pub fn fenced(mut self, held: &(impl Fenced + ?Sized)) -> Self {
+        self.fences.add(held.terms());
         self
     }
 
@@ -367,7 +385,7 @@ impl IntoFuture for Delete {
             let keys = self.keys?;
             let compares = self.test.map(|test| Compare { keys: keys.clone(), test }).into_iter().collect();
             let txn = Txn { compares, then: vec![Op::Delete { keys, prev: false }], otherwise: vec![] };
-            let answer = self.cluster.write(txn, self.timeout).await?;
+            let answer = self.fences.write(&self.cluster, txn, self.timeout).await?;
             let count = match answer.results.first() {
                 Some(OpResult::Delete { deleted, .. }) => *deleted,
                 _ => 0,
@@ -380,7 +398,8 @@ impl IntoFuture for Delete {
 impl Cluster {
     /// Reads the value at `key`; `None` if nothing is there.
     ///
-    /// Linearizable by default, on every node: it shows every write that was acknowledged before the call.
+    /// Linearizable by default, on every node: it shows every write that was acknowledged before the call. Options:
+    /// [`Get::stale`], [`Get::at_least`], [`Get::at`], [`Get::timeout`]. Several keys of one moment: [`Cluster::read`].
     ///
     /// # Errors
     /// [`Error::Codec`] if the value was not written as a `V`. [`Error::NotApplied`] if no leader answered in time: try again,
@@ -402,7 +421,7 @@ impl Cluster {
     /// Writes `value` at `key`. When it returns, the value is on disk on a quorum.
     ///
     /// Takes effect once, however often it had to be sent. Options: [`Set::ttl`], [`Set::lease`], [`Set::if_absent`],
-    /// [`Set::if_present`], [`Set::if_rev`], [`Set::prev`], [`Set::timeout`].
+    /// [`Set::if_present`], [`Set::if_rev`], [`Set::prev`], [`Set::fenced`], [`Set::timeout`].
     ///
     /// # Errors
     /// [`Error::Invalid`] and [`Error::Codec`] before anything is sent. [`Error::NoSpace`] likewise. [`Error::NotApplied`]: not

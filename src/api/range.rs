@@ -17,7 +17,7 @@ use super::cluster::Cluster;
 use super::keys::Keys;
 use super::kv::Entry;
 use super::layout::Layout;
-use super::read::{Reading, read_error, reading};
+use super::read::{Moment, Reading, read_error, reading};
 use crate::codec::Value;
 use crate::command::{KeyRange, KeyValue};
 use crate::error::Error;
@@ -146,7 +146,7 @@ impl<V: Send + 'static, K: Send + 'static> IntoFuture for Range<V, K> {
         Box::pin(async move {
             let (keys, reverse, layout) = (self.keys?, self.reverse, self.layout);
             let limit = self.limit.unwrap_or(RANGE_ENTRIES_MAX).min(RANGE_ENTRIES_MAX) as usize;
-            let read = move |view: &View| Ok((view.range(&keys, limit, reverse)?, view.revision));
+            let read = move |view: &View, at| Ok((view.range_at(at, &keys, limit, reverse)?, at));
             let ((found, more), revision) = self.reading.run(read).await?;
             let entries = found.iter().map(|stored| layout.key_entry(stored)).collect::<Result<_, Error>>()?;
             Ok(Entries { entries, more, revision })
@@ -173,7 +173,7 @@ impl IntoFuture for Count {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let keys = self.keys?;
-            self.reading.run(move |view| view.count(&keys)).await
+            self.reading.run(move |view, at| view.count_at(at, &keys)).await
         })
     }
 }
@@ -214,7 +214,7 @@ impl<V, K> Scan<V, K> {
         StreamExt::next(self).await
     }
 
-    /// The revision all of it is of; `None` until the first entry (or the end) has been returned.
+    /// The revision all of it is of; `None` until the first entry (or the end) has been asked for.
     pub fn revision(&self) -> Option<Revision> {
         self.at
     }
@@ -225,6 +225,9 @@ impl<V, K> Scan<V, K> {
             Stage::Over => Stage::Over,
             Stage::Described(reading, keys) => {
                 let (cluster, keys) = (reading.cluster.clone(), keys?);
+                if let Moment::At(revision) = reading.moment {
+                    self.at = Some(revision);
+                }
                 Stage::Opening(async move { reading.view().await }.boxed(), cluster, keys)
             }
             Stage::Opening(mut opening, cluster, keys) => match opening.poll_unpin(cx) {
@@ -245,7 +248,7 @@ impl<V, K> Scan<V, K> {
 
     /// Reads one more page. Every page takes the newest view, so that none is held in between: history answers for the
     /// revision.
-    fn read_page(&mut self, view: &View, cluster: Cluster, mut rest: KeyRange) -> Result<Stage, Error> {
+    fn read_page(&mut self, view: &View, cluster: Cluster, rest: KeyRange) -> Result<Stage, Error> {
         let at = *self.at.get_or_insert(view.revision);
         let (entries, more) = view
             .range_at(at, &rest, self.left.min(PAGE_ENTRIES), self.reverse)
@@ -255,10 +258,7 @@ impl<V, K> Scan<V, K> {
             self.page = entries.into();
             return Ok(Stage::Over);
         };
-        match self.reverse {
-            true => rest.end = Some(last.key.clone()),
-            false => rest.start = KeyRange::single(last.key.clone()).end.expect("a single key has a successor"),
-        }
+        let rest = rest.behind(&last.key, self.reverse);
         self.page = entries.into();
         Ok(Stage::Reading(cluster, rest))
     }
@@ -301,7 +301,7 @@ impl<V, K> fmt::Debug for Scan<V, K> {
 impl Cluster {
     /// Reads all entries of `keys` as of one moment, in key order, at most [`RANGE_ENTRIES_MAX`](crate::RANGE_ENTRIES_MAX).
     ///
-    /// Options: [`Range::limit`], [`Range::reverse`], [`Range::stale`], [`Range::at_least`]. More than fits one answer is read
+    /// Options: [`Range::limit`], [`Range::reverse`], [`Range::stale`], [`Range::at_least`], [`Range::at`]. More than fits one answer is read
     /// by [`Range::stream`], only counted by [`Range::count`].
     ///
     /// # Errors

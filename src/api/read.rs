@@ -17,6 +17,7 @@ pub(crate) enum Moment {
     Linearizable,
     Stale,
     AtLeast(Revision),
+    At(Revision),
 }
 
 #[derive(Clone, Debug)]
@@ -31,27 +32,41 @@ impl Reading {
         Reading { cluster: cluster.clone(), moment: Moment::Linearizable, timeout: cluster.node().settings().timeout }
     }
 
-    /// A view of the wanted moment.
+    /// A view that answers for the wanted moment: the one that [`Reading::at`] says.
     pub(crate) async fn view(&self) -> Result<Arc<View>, Error> {
         let Reading { cluster, moment, timeout } = self;
         let (moment, timeout) = (*moment, *timeout);
         cluster.node().check_open()?;
         match moment {
             Moment::Stale => Ok(cluster.node().state().view()),
-            Moment::AtLeast(revision) => cluster.on_node(move |node| view_at_least(node, revision, timeout)).await,
+            Moment::AtLeast(revision) | Moment::At(revision) if cluster.node().state().view().revision >= revision => {
+                Ok(cluster.node().state().view())
+            }
+            Moment::AtLeast(revision) | Moment::At(revision) => {
+                cluster.on_node(move |node| view_at_least(node, revision, timeout)).await
+            }
             Moment::Linearizable => {
                 cluster.on_node(move |node| async move { node.linearizable_view(timeout).await }).await
             }
         }
     }
 
-    /// Runs `read` on a view of the wanted moment.
+    /// Which revision of such a view is to be read.
+    pub(crate) fn at(&self, view: &View) -> Revision {
+        match self.moment {
+            Moment::At(revision) => revision,
+            Moment::Linearizable | Moment::Stale | Moment::AtLeast(_) => view.revision,
+        }
+    }
+
+    /// Runs `read` on a view, and at the revision of it, of the wanted moment.
     pub(crate) async fn run<T: Send + 'static>(
         self,
-        read: impl Fn(&View) -> Result<T, ReadError> + Send + 'static,
+        read: impl Fn(&View, Revision) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, Error> {
         let view = self.view().await?;
-        read(&view).map_err(|error| read_error(error, view.revision))
+        let at = self.at(&view);
+        read(&view, at).map_err(|error| read_error(error, at))
     }
 }
 
@@ -89,6 +104,16 @@ macro_rules! reading {
         /// Reads what this node has applied once that is at least `revision`: sees one's own writes without a round trip.
         pub fn at_least(mut self, revision: Revision) -> Self {
             self.reading.moment = $crate::api::read::Moment::AtLeast(revision);
+            self
+        }
+
+        /// Reads the state exactly as of `revision`, once this node has applied that. The past costs no round trip.
+        ///
+        /// [`Error::Compacted`](crate::Error::Compacted) if the history does not reach back that far (100 000 revisions unless
+        /// [`Builder::history`](crate::Builder::history) says otherwise). A revision that is not made in time is
+        /// [`Error::NotApplied`](crate::Error::NotApplied).
+        pub fn at(mut self, revision: Revision) -> Self {
+            self.reading.moment = $crate::api::read::Moment::At(revision);
             self
         }
 

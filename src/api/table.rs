@@ -222,7 +222,7 @@ pub struct Map<K: ?Sized, V: 'static> {
 impl<K: Key + ?Sized, V: 'static> Map<K, V> {
     /// Reads the value at `key`; `None` if nothing is there.
     ///
-    /// Linearizable by default, on every node. Options: [`Get::stale`], [`Get::at_least`], [`Get::timeout`].
+    /// Linearizable by default, on every node. Options: [`Get::stale`], [`Get::at_least`], [`Get::at`], [`Get::timeout`].
     ///
     /// # Errors
     /// As [`Cluster::get`]. [`Error::Codec`] also for a value of a schema version that the table declares no way up from.
@@ -247,7 +247,7 @@ impl<K: Key + ?Sized, V: 'static> Map<K, V> {
     /// Writes `value` at `key`. When it returns, the value is on disk on a quorum.
     ///
     /// Takes effect once, however often it had to be sent. Options: [`Set::ttl`], [`Set::lease`], [`Set::session`],
-    /// [`Set::if_absent`], [`Set::if_present`], [`Set::if_rev`], [`Set::prev`], [`Set::timeout`].
+    /// [`Set::if_absent`], [`Set::if_present`], [`Set::if_rev`], [`Set::prev`], [`Set::fenced`], [`Set::timeout`].
     ///
     /// # Errors
     /// As [`Cluster::set`].
@@ -282,8 +282,8 @@ impl<K: Key + ?Sized, V: 'static> Map<K, V> {
     /// Reads all entries of `keys` as of one moment, in key order: awaited, at most
     /// [`RANGE_ENTRIES_MAX`](crate::RANGE_ENTRIES_MAX) as a list; all of them with [`Range::stream`].
     ///
-    /// Options: [`Range::limit`], [`Range::reverse`], [`Range::stale`], [`Range::at_least`], [`Range::timeout`]. Their number:
-    /// [`Range::count`].
+    /// Options: [`Range::limit`], [`Range::reverse`], [`Range::stale`], [`Range::at_least`], [`Range::at`], [`Range::timeout`].
+    /// Their number: [`Range::count`].
     ///
     /// # Errors
     /// As [`Map::get`]. [`Error::Key`] for a key that is not a `K`.
@@ -392,6 +392,14 @@ impl<K: Key + ?Sized, V: 'static> Map<K, V> {
     /// The table's name.
     pub fn name(&self) -> &'static str {
         self.table
+    }
+
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub(super) fn format(&self) -> &Format<V> {
+        &self.format
     }
 
     fn layout(&self) -> Layout<V, K::Owned> {

@@ -95,6 +95,15 @@ impl Trio {
         self.network.isolate(NAMES[place]);
     }
 
+    /// Does something that the node at `place` hears nothing of yet when this returns; it is to take less than an election.
+    /// Let frames be slow from then on, so that it stays behind for a while.
+    pub(crate) async fn behind_its_back<T>(&self, place: usize, work: impl Future<Output = T>) -> T {
+        self.isolate(place);
+        let done = work.await;
+        self.network.heal();
+        done
+    }
+
     pub(crate) async fn stop(self) {
         self.network.heal();
         self.slow_disks(Duration::ZERO);

@@ -17,3 +17,4 @@ mod snapshot;
 mod supervise;
 mod support;
 mod swarm;
+mod transactions;

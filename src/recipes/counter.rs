@@ -21,9 +21,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::attempt::checked_name;
-use super::update::{remove, update};
 use crate::api::cluster::Cluster;
 use crate::api::read::read_error;
+use crate::api::update::{Change, remove, rewrite_detached};
+use crate::command::{Attach, KeyValue};
 use crate::error::Error;
 use crate::format::claim::{decode_numbers, encode_numbers, object_key};
 
@@ -53,15 +54,15 @@ impl Counter {
     /// Dropping the future does not withdraw the addition.
     pub async fn add(&self, delta: i64) -> Result<i64, Error> {
         let name = self.name.clone();
-        let add = move |now: Option<Bytes>| {
-            let now = now.map_or(Ok(0), read)?;
+        let add = move |now: Option<&KeyValue>| {
+            let now = now.map_or(Ok(0), |kv| read(kv.value.clone()))?;
             let Some(sum) = now.checked_add(delta) else {
                 let why = format!("{now} and {delta} add up to more than it can hold");
                 return Err(Error::Invalid { what: "counter", why: format!("{name}: {why}") });
             };
-            Ok((Some(encode_numbers([sum as u64])), sum))
+            Ok((Change::Put { value: encode_numbers([sum as u64]), attach: Attach::Forever }, sum))
         };
-        update(&self.cluster, self.key()?, self.timeout, add).await
+        rewrite_detached(&self.cluster, self.key()?, self.timeout, add).await
     }
 
     /// The number as of one linearizable moment; 0 if nobody has added anything.

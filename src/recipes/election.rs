@@ -40,7 +40,7 @@ use futures::future::BoxFuture;
 pub use self::observe::Observe;
 use super::attempt::{Request, claiming};
 use super::claim::Line;
-use super::guard::{Guard, guarding};
+use super::guard::{Guard, fenced, guarding};
 use super::inspect::{Claimant, note};
 use crate::api::cluster::Cluster;
 use crate::api::session::{Lost, LostReason, Session};
@@ -299,6 +299,8 @@ pub struct Leadership<V> {
     guard: Guard,
     value: PhantomData<fn() -> V>,
 }
+
+fenced!(Leadership<V>);
 
 impl<V: Value> Leadership<V> {
     guarding! {

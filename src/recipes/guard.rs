@@ -13,6 +13,7 @@ use futures::FutureExt;
 
 use super::hold::Hold;
 use crate::api::cluster::Cluster;
+use crate::api::fence::Terms;
 use crate::api::session::{Lifeline, LostReason};
 use crate::api::txn::Transaction;
 use crate::error::{Error, Obstacle};
@@ -81,6 +82,20 @@ macro_rules! guarding {
 }
 pub(crate) use guarding;
 
+/// Declares that writes can be held to a guard, which keeps it in a field `guard`.
+macro_rules! fenced {
+    ($guard:ident $(<$parameter:ident>)?) => {
+        impl$(<$parameter>)? $crate::api::fence::Fenced for $guard$(<$parameter>)? {}
+
+        impl$(<$parameter>)? $crate::api::fence::Holds for $guard$(<$parameter>)? {
+            fn terms(&self) -> $crate::api::fence::Terms {
+                self.guard.terms()
+            }
+        }
+    };
+}
+pub(crate) use fenced;
+
 impl Guard {
     pub(crate) fn new(cluster: Cluster, name: String, hold: Arc<Hold>) -> Self {
         Guard { cluster, name, hold }
@@ -88,6 +103,11 @@ impl Guard {
 
     pub(crate) fn fence(&self) -> Fence {
         self.hold.claim.fence
+    }
+
+    /// What writes can be held to.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms::claim(self.hold.claim.key.clone(), self.fence())
     }
 
     /// The session it lives by.
@@ -105,7 +125,7 @@ impl Guard {
     }
 
     pub(crate) fn txn(&self) -> Transaction {
-        Transaction::fenced(&self.cluster, self.hold.claim.key.clone(), self.fence())
+        self.cluster.transaction().with(self.terms())
     }
 
     /// Releases it and waits until the cluster has carried that out. One that is lost already is fine.

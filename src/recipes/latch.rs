@@ -23,10 +23,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::attempt::{checked_name, patiently, while_wanted};
-use super::update::{remove, update};
 use crate::api::cluster::Cluster;
 use crate::api::read::read_error;
-use crate::command::KeyRange;
+use crate::api::update::{Change, remove, rewrite_detached};
+use crate::command::{Attach, KeyRange, KeyValue};
 use crate::error::{Error, Obstacle};
 use crate::format::claim::{decode_numbers, encode_numbers, object_key};
 use crate::rt::Instant;
@@ -61,12 +61,16 @@ impl Latch {
     /// Dropping the future does not withdraw the event.
     pub async fn count_down(&self) -> Result<u64, Error> {
         let count = self.count;
-        let count_down = move |now: Option<Bytes>| {
-            let before = now.map_or(Ok(count), |value| read(value, count))?;
+        let count_down = move |now: Option<&KeyValue>| {
+            let before = now.map_or(Ok(count), |kv| read(kv.value.clone(), count))?;
             let left = before.saturating_sub(1);
-            Ok(((before > 0).then(|| encode_numbers([count, left])), left))
+            let change = match before {
+                0 => Change::Keep,
+                _ => Change::Put { value: encode_numbers([count, left]), attach: Attach::Forever },
+            };
+            Ok((change, left))
         };
-        update(&self.cluster, self.key()?, self.step_timeout(), count_down).await
+        rewrite_detached(&self.cluster, self.key()?, self.step_timeout(), count_down).await
     }
 
     /// How many events are left, as of one linearizable moment.

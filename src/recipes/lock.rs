@@ -33,7 +33,7 @@ use futures::future::BoxFuture;
 
 use super::attempt::{NAME_BYTES_MAX, Request, claiming};
 use super::claim::{CLAIMS_MAX, Line};
-use super::guard::{Guard, guarding};
+use super::guard::{Guard, fenced, guarding};
 use super::inspect::Claimant;
 use crate::api::cluster::Cluster;
 use crate::api::session::{Lost, LostReason, Session};
@@ -128,6 +128,8 @@ impl IntoFuture for TryLock {
 pub struct LockGuard {
     guard: Guard,
 }
+
+fenced!(LockGuard);
 
 impl LockGuard {
     guarding! {

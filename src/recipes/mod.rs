@@ -7,7 +7,8 @@
 //! * [`hold`]: what a granted claim is worth on this side, and for how long.
 //! * [`guard`]: the verbs of what is held.
 //! * [`inspect`]: who stands in a line.
-//! * [`update`]: changing one key until nobody came in between, for the recipes without claims.
+//!
+//! The recipes without claims change one key until nobody came in between: [`crate::api::update`].
 
 pub(crate) mod attempt;
 pub(crate) mod barrier;
@@ -26,4 +27,3 @@ pub(crate) mod semaphore;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod tree;
-pub(crate) mod update;

@@ -33,7 +33,7 @@ use futures::future::BoxFuture;
 
 use super::attempt::{Request, claiming};
 use super::claim::{Line, Turn};
-use super::guard::{Guard, guarding};
+use super::guard::{Guard, fenced, guarding};
 use super::inspect::Claimant;
 use crate::api::cluster::Cluster;
 use crate::api::session::{Lost, LostReason, Session};
@@ -172,6 +172,8 @@ pub struct ReadGuard {
     guard: Guard,
 }
 
+fenced!(ReadGuard);
+
 impl ReadGuard {
     guarding!("the lock", run, txn);
 
@@ -198,6 +200,8 @@ impl ReadGuard {
 pub struct WriteGuard {
     guard: Guard,
 }
+
+fenced!(WriteGuard);
 
 impl WriteGuard {
     guarding!("the lock", run, txn);

@@ -35,7 +35,7 @@ use futures::future::BoxFuture;
 
 use super::attempt::{Request, claiming};
 use super::claim::{CLAIMS_MAX, Line, Size, Turn};
-use super::guard::{Guard, guarding};
+use super::guard::{Guard, fenced, guarding};
 use super::inspect::Claimant;
 use crate::api::cluster::Cluster;
 use crate::api::session::{Lost, LostReason, Session};
@@ -150,6 +150,8 @@ impl IntoFuture for TrySemaphore {
 pub struct Permit {
     guard: Guard,
 }
+
+fenced!(Permit);
 
 impl Permit {
     guarding!("the permit", run, txn);

@@ -108,7 +108,12 @@ impl View {
     }
 
     pub(crate) fn count(&self, keys: &KeyRange) -> Result<u64, ReadError> {
-        self.look(|| read::count(&self.index, self.revision, keys))
+        self.count_at(self.revision, keys)
+    }
+
+    pub(crate) fn count_at(&self, at: Revision, keys: &KeyRange) -> Result<u64, ReadError> {
+        self.reaches(at)?;
+        self.look(|| read::count(&self.index, at, keys))
     }
 
     /// The changes of `revisions`, in whole revisions: as many as fit `max_records`, but at least one. Also the last
@@ -169,7 +174,8 @@ impl View {
         })
     }
 
-    fn reaches(&self, at: Revision) -> Result<(), ReadError> {
+    /// Whether this view answers for `at`, which it must have reached.
+    pub(crate) fn reaches(&self, at: Revision) -> Result<(), ReadError> {
         assert!(at <= self.revision, "a view of revision {} was asked for revision {at}", self.revision);
         if at < self.floor { Err(ReadError::Compacted { oldest: self.floor }) } else { Ok(()) }
     }

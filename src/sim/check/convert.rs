@@ -47,6 +47,7 @@ impl Outcome {
             | Error::LeaseNotFound { .. }
             | Error::Fenced { .. }
             | Error::Mismatch { .. }
+            | Error::Aborted { .. }
             | Error::Compacted { .. }
             | Error::NoSpace { .. }
             | Error::Formation(_) => (Outcome::Fail, None),
