@@ -38,6 +38,8 @@
 //!   ([`Cluster::lock`]). So have elections, reader-writer locks and semaphores ([`Cluster::election`], [`Cluster::rwlock`],
 //!   [`Cluster::semaphore`]). Barriers, latches and counters count each party, event and addition once ([`Cluster::barrier`],
 //!   [`Cluster::latch`], [`Cluster::counter`]).
+//! * **Queues** give each item to one worker at a time, in order, again if that worker dies, and acknowledge it once
+//!   ([`Cluster::queue`]).
 //! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted.
 //!
 //! Not promised: tolerance of nodes that lie; exclusion at a resource that does not check the fence; room for more than one
@@ -53,7 +55,8 @@
 //!
 //! The verbs of [`Cluster`] take text as keys and any type of value, chosen call by call. A [`Table`] is a constant that fixes
 //! both, with the codec and the schema version, and has the same verbs: `cluster.table(SERVICES).get(("web", 1))`. Its keys are
-//! text, bytes, integers or tuples, and its ranges are in their order.
+//! text, bytes, integers or tuples, and its ranges are in their order. Beside them there is one tree of files and directories
+//! ([`Cluster::tree`]). What was at a key before, and whose write that was, is told by [`Cluster::explain`].
 //!
 //! # Operations
 //!
