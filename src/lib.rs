@@ -41,6 +41,8 @@
 //!   [`Cluster::latch`], [`Cluster::counter`]).
 //! * **Registrations** put themselves right after deletions and partitions, are replaced at once by a restart, and never
 //!   outlive their lease ([`Cluster::services`]).
+//! * **Queues** give each item to one worker at a time, in order, again if that worker dies, and acknowledge it once
+//!   ([`Cluster::queue`]).
 //! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted.
 //!
 //! Not promised: tolerance of nodes that lie; exclusion at a resource that does not check the fence; room for more than one
@@ -56,7 +58,8 @@
 //!
 //! The verbs of [`Cluster`] take text as keys and any type of value, chosen call by call. A [`Table`] is a constant that fixes
 //! both, with the codec and the schema version, and has the same verbs: `cluster.table(SERVICES).get(("web", 1))`. Its keys are
-//! text, bytes, integers or tuples, and its ranges are in their order.
+//! text, bytes, integers or tuples, and its ranges are in their order. Beside them there is one tree of files and directories
+//! ([`Cluster::tree`]). What was at a key before, and whose write that was, is told by [`Cluster::explain`].
 //!
 //! # Transactions
 //!

@@ -113,7 +113,7 @@ pub struct Get<V: 'static> {
 }
 
 impl<V> Get<V> {
-    reading!();
+    reading!(at);
 
     pub(crate) fn new(cluster: &Cluster, key: Result<Bytes, Error>, format: Format<V>) -> Self {
         Get { reading: Reading::new(cluster), key, format }

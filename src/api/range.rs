@@ -42,7 +42,7 @@ pub struct Range<V: 'static, K = String> {
 }
 
 impl<V, K> Range<V, K> {
-    reading!();
+    reading!(at);
 
     pub(crate) fn new(cluster: &Cluster, keys: Result<KeyRange, Error>, layout: Layout<V, K>) -> Self {
         Range { reading: Reading::new(cluster), keys, limit: None, reverse: false, layout }
@@ -163,7 +163,7 @@ pub struct Count {
 }
 
 impl Count {
-    reading!();
+    reading!(at);
 }
 
 impl IntoFuture for Count {

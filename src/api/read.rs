@@ -107,6 +107,16 @@ macro_rules! reading {
             self
         }
 
+        /// Gives up after `timeout` instead of the default.
+        pub fn timeout(mut self, timeout: Duration) -> Self {
+            self.reading.timeout = timeout;
+            self
+        }
+    };
+    // Of those that can also read the past.
+    (at) => {
+        $crate::api::read::reading!();
+
         /// Reads the state exactly as of `revision`, once this node has applied that. The past costs no round trip.
         ///
         /// [`Error::Compacted`](crate::Error::Compacted) if the history does not reach back that far (100 000 revisions unless
@@ -114,12 +124,6 @@ macro_rules! reading {
         /// [`Error::NotApplied`](crate::Error::NotApplied).
         pub fn at(mut self, revision: Revision) -> Self {
             self.reading.moment = $crate::api::read::Moment::At(revision);
-            self
-        }
-
-        /// Gives up after `timeout` instead of the default.
-        pub fn timeout(mut self, timeout: Duration) -> Self {
-            self.reading.timeout = timeout;
             self
         }
     };

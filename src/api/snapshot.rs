@@ -32,7 +32,7 @@ pub struct OpenSnapshot {
 }
 
 impl OpenSnapshot {
-    reading!();
+    reading!(at);
 }
 
 impl IntoFuture for OpenSnapshot {

@@ -9,6 +9,7 @@ mod formation;
 mod limits;
 mod power;
 mod propose;
+mod queue;
 mod read;
 mod restart;
 mod scenarios;

@@ -73,7 +73,7 @@ macro_rules! guarding {
         /// Its `otherwise` branch may only read. Places of conditions and operations count as in any transaction.
         ///
         /// # Errors
-        #[doc = concat!("[`Error::Fenced`] if ", $thing, " was lost: nothing was written. Otherwise as [`Cluster::transaction`].")]
+        #[doc = concat!("[`Error::Fenced`] if ", $thing, " was lost: nothing was written. Otherwise as [`Cluster::transaction`](crate::Cluster::transaction).")]
         $(#[$txn])*
         pub fn txn(&self) -> Transaction {
             self.guard.txn()

@@ -39,6 +39,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
 pub use self::delivery::{Ack, Delivery};
 pub use self::inspect::{QueueHeld, QueueItem, QueueState};
 pub use self::take::{Pop, TryPop};
@@ -96,7 +99,7 @@ impl<V: Value> Queue<V> {
     /// later. Otherwise as [`Cluster::set`].
     /// # Cancel safety
     /// Dropping the future does not withdraw an item that was sent.
-    pub fn push(&self, value: &V) -> futures::future::BoxFuture<'static, Result<Written, Error>> {
+    pub fn push(&self, value: &V) -> BoxFuture<'static, Result<Written, Error>> {
         let (cluster, timeout, capacity) = (self.request.cluster.clone(), self.request.step_timeout(), self.capacity);
         let item = self.place().and_then(|place| Ok((stored(&self.request.name, value)?, place)));
         Box::pin(async move {
@@ -123,8 +126,8 @@ impl<V: Value> Queue<V> {
     ///
     /// # Errors
     /// [`Error::NotApplied`] when the [`Queue::timeout`] is over, or when no leader answered in the default timeout while an
-    /// item was being claimed: pop again. [`Error::LeaseNotFound`] if the session it was given has
-    /// ended. [`Error::Stopped`]. [`Error::Invalid`] for a name or ttl out of range.
+    /// item was being claimed: pop again. [`Error::NoSpace`]: a claim is a write. [`Error::LeaseNotFound`] if the session it
+    /// was given has ended. [`Error::Stopped`]. [`Error::Invalid`] for a name or ttl out of range.
     /// # Cancel safety
     /// Dropping the future withdraws the claim in the background, whether it was still being placed or just granted; that
     /// delivery counts.
@@ -140,7 +143,7 @@ impl<V: Value> Queue<V> {
         Ok(Line::new(RECIPE, self.request.checked_name("queue name")?))
     }
 
-    async fn delete(&self, key: bytes::Bytes) -> Result<bool, Error> {
+    async fn delete(&self, key: Bytes) -> Result<bool, Error> {
         let then = vec![Op::Delete { keys: KeyRange::single(key), prev: false }];
         let timeout = self.request.step_timeout();
         Ok(self.request.cluster.write(Txn { then, ..Txn::default() }, timeout).await?.changed)
@@ -160,7 +163,7 @@ impl<V> fmt::Debug for Queue<V> {
 }
 
 /// The stored form of an item.
-fn stored<V: Value>(name: &str, value: &V) -> Result<bytes::Bytes, Error> {
+fn stored<V: Value>(name: &str, value: &V) -> Result<Bytes, Error> {
     let item = encode_item(&codec::encode(name, value)?);
     if item.len() > VALUE_BYTES_MAX {
         let why = format!("has {} bytes, the limit is {VALUE_BYTES_MAX}", item.len());
@@ -174,7 +177,7 @@ impl Cluster {
     ///
     /// Each item is given to one worker at a time, in the order in which the items were pushed, until one acknowledges it: an
     /// item whose worker dies is given out again, before those behind it. A pop looks at the keys of the queue that the history
-    /// still knows, in memory; a queue is for thousands of items and dozens of workers.
+    /// still knows, in memory, and each push counts them: a queue is for thousands of items and dozens of workers.
     ///
     /// # Examples
     /// ```

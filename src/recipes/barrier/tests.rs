@@ -104,6 +104,26 @@ async fn a_party_that_died_is_not_counted_even_if_it_was_to_call_the_meeting() {
     trio.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_has_met_and_could_not_leave_yet_does_not_count_as_waiting() {
+    let trio = Trio::start().await;
+    let (one, other, cut) = trio.roles().await;
+    let early = [coming(&trio.nodes[one]), coming(&trio.nodes[other])];
+    in_line(&trio.nodes[one], 2).await;
+    let third = coming(&trio.nodes[cut]);
+    in_line(&trio.nodes[one], 3).await;
+    trio.isolate(cut);
+    for party in early {
+        party.await.expect("no panic").expect("all were there");
+    }
+    in_line(&trio.nodes[one], 1).await;
+    let state = barrier(&trio.nodes[one]).inspect().await.expect("read");
+    assert!(state.waiting.is_empty() && state.generation == 1, "{state:?}");
+    trio.network.heal();
+    let _ = third.await.expect("no panic");
+    trio.stop().await;
+}
+
 /// The call is in the log of a leader that nobody hears any more, or it was heard and its answer was not: either way all meet
 /// once.
 #[tokio::test(start_paused = true)]

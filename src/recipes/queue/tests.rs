@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::api::cluster::Outcome;
 use crate::api::session::LostReason;
-use crate::api::testing::{Dice, Trio, eventually, ms, single, until};
+use crate::api::testing::{Dice, HUNG, Trio, eventually, ms, single, until};
 use crate::api::txn::put;
 use crate::format::queue::part_range;
 use crate::recipes::testing::{TTL, claims, isolations, standing, traces};
@@ -26,7 +26,7 @@ async fn pop(cluster: &Cluster) -> Delivery<u32> {
 }
 
 fn popping(cluster: &Cluster) -> rt::Task<Result<Delivery<u32>, Error>> {
-    rt::spawn("popping", queue(cluster).pop().into_future())
+    rt::spawn("popping", queue(cluster).timeout(HUNG).pop().into_future())
 }
 
 fn value(delivery: &Delivery<u32>) -> u32 {
@@ -59,6 +59,23 @@ async fn items_are_given_out_in_the_order_of_their_pushes_and_nothing_is_left_of
         until("nothing left", || kept(node) == 0 && traces(node) == before).await;
     }
     assert!(queue(&trio.nodes[0]).pop().try_now().await.expect("asked").is_none());
+    trio.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_behind_does_not_say_that_there_is_nothing() {
+    let trio = Trio::start().await;
+    trio.network.delay(ms(5));
+    let mut late = 0;
+    for n in 0..20 {
+        let (leader, follower, _) = trio.roles().await;
+        let pushed = push(&trio.nodes[leader], n).await;
+        late += u32::from(trio.nodes[follower].status().revision < pushed);
+        let item = queue(&trio.nodes[follower]).pop().try_now().await.expect("asked").expect("it was pushed before");
+        item.ack().await.expect("acknowledged");
+        assert!(queue(&trio.nodes[leader]).pop().try_now().await.expect("asked").is_none());
+    }
+    assert!(late > 10, "the follower was hardly ever behind: {late}");
     trio.stop().await;
 }
 

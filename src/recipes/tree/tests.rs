@@ -1,6 +1,7 @@
 //! Trees of three nodes on a paused clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::IntoFuture;
 
 use super::*;
 use crate::api::cluster::Outcome;
@@ -275,6 +276,32 @@ async fn a_directory_goes_only_when_it_is_empty_or_with_everything_below_it() {
     assert_eq!(all(&tree).await, ["/d-", "/da"]);
     tree.mkdir("/d").await.expect("made");
     assert_eq!(tree.rmdir("/d").recursive().await.expect("an empty one too").count, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_not_removed_from_under_what_is_put_into_it_at_the_same_moment() {
+    let trio = Trio::start().await;
+    trio.network.delay(ms(2));
+    let (here, there) = (trio.nodes[0].tree(), trio.nodes[1].tree());
+    let mut removed = 0;
+    for n in 0..40u32 {
+        let made = here.mkdir("/d").await.expect("made").revision;
+        there.stat("/d").at_least(made).await.expect("it is there");
+        let removing = async {
+            rt::sleep(ms(u64::from(n % 8))).await;
+            here.rmdir("/d").await
+        };
+        let (gone, put) = futures::future::join(removing, there.set("/d/f", &n).into_future()).await;
+        put.expect("set");
+        match gone {
+            Ok(_) => removed += 1,
+            Err(error) => assert_eq!(error.code(), Some(108), "round {n}: {error}"),
+        }
+        assert_eq!(all(&here).await, ["/d", "/d/f"], "round {n}");
+        here.rmdir("/d").recursive().await.expect("removed");
+    }
+    assert!((3..38).contains(&removed), "hardly ever at the same moment: {removed}");
+    trio.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
