@@ -109,7 +109,8 @@ fn a_file_that_was_large_once_gives_back_all_but_some_of_it() {
     disk.power_loss(PowerLoss::KeepAll);
     let rig = Rig::open(&disk).unwrap();
     assert_eq!((rig.log().bounds().1, rig.log().vote()), (Some(log_id(1, last + 3)), Some(vote(9))));
-    assert!(rig.log().bytes() <= SEGMENT as u64);
+    // One that is in part in use, and one that the opening may have begun to count itself in.
+    assert!(rig.log().bytes() <= 2 * SEGMENT as u64);
 }
 
 #[test]
@@ -251,11 +252,11 @@ fn what_is_left_of_a_torn_frame_is_wiped_before_the_log_goes_on() {
             rig.log().purge(log_id(1, index));
             rig.settle();
         }
-        let end = frames(&disk).last().unwrap().1.number;
         for size in [2 * BLOCK_BYTES, SEGMENT - 3 * BLOCK_BYTES] {
             let (disk, rounds) = (disk.fork(), rounds);
             disk.power_loss(PowerLoss::DropAll);
             let mut rig = Rig::open(&disk).unwrap();
+            let end = frames(&disk).last().unwrap().1.number;
             // Unlike anything that was written before: what an earlier life has left could make the frame whole.
             let payload = Payload::Proposal(Bytes::from(vec![b'#'; size]));
             let done = rig.done();
@@ -279,7 +280,9 @@ fn what_is_left_of_a_torn_frame_is_wiped_before_the_log_goes_on() {
             let rig = Rig::open(&disk).unwrap();
             assert_eq!(rig.log().bounds().1, Some(log_id(1, rounds - 1)), "{rounds} rounds, {size}");
             disk.power_loss(PowerLoss::DropAll);
-            assert_eq!(head_now(), None, "{rounds} rounds, {size}: it can still be completed");
+            // The opening may have put a frame of its own there.
+            let torn = disk.bytes(File::Log)[head..].starts_with(&written[head..head + SECTOR_BYTES]);
+            assert!(!torn, "{rounds} rounds, {size}: it can still be completed");
         }
     }
 }
