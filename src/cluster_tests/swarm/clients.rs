@@ -158,7 +158,6 @@ impl Ledger {
             leases: self.leases.lock().unwrap().values().cloned().map(observed).collect(),
             locks: vec![LockEvidence { record, claims: Some(Span::claims(LOCK)) }],
             strangers: vec![Span::prefix("fenced/"), Span::prefix(REGISTERED), Span::not_flat()],
-            ..Evidence::default()
         }
     }
 }
