@@ -107,7 +107,7 @@ impl IntoFuture for Discover {
 /// The instances of a service, kept up to date in this process's memory. See [`Services::discover`](crate::Services::discover).
 ///
 /// It is a [`Mirror`](crate::Mirror) of their records, with its promises and its verbs. While this node is cut off it goes on
-/// to list what it knew ([`Discovery::staleness`] says for how long): an empty list always means that nobody is registered.
+/// to list what it knew ([`Discovery::staleness`] says for how long): its list does not become empty by that.
 #[derive(Clone)]
 pub struct Discovery {
     mirror: Mirror<Registered, (String, String)>,

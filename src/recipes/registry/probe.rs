@@ -146,3 +146,24 @@ fn short(mut why: String) -> String {
     }
     why
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_healthy_only_if_every_part_of_it_is() {
+        assert!(true.into_verdict().is_ok() && false.into_verdict().is_err());
+        assert_eq!(Ok::<(), String>(()).into_verdict(), Ok(()));
+        assert_eq!(Err::<(), _>("away").into_verdict(), Err("away".into()));
+        assert!(Ok::<_, String>(true).into_verdict().is_ok() && Ok::<_, String>(false).into_verdict().is_err());
+        assert_eq!(Err::<bool, _>("away").into_verdict(), Err("away".into()));
+    }
+
+    #[test]
+    fn what_a_failure_says_is_cut_between_characters() {
+        assert_eq!(short("away".into()), "away");
+        let cut = short(format!("x{}", "ä".repeat(WHY_BYTES_MAX)));
+        assert_eq!((cut.len(), cut.chars().count()), (WHY_BYTES_MAX - 1, WHY_BYTES_MAX / 2));
+    }
+}

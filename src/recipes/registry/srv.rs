@@ -20,13 +20,77 @@ pub(super) fn order<T: Ranked>(mut items: Vec<T>, mut below: impl FnMut(u64) -> 
     let mut ordered = Vec::with_capacity(items.len());
     while let Some(priority) = items.first().map(Ranked::priority) {
         let rest = items.split_off(items.partition_point(|item| item.priority() == priority));
-        let mut equal = std::mem::replace(&mut items, rest);
-        while !equal.is_empty() {
-            let next = draw(&equal, &mut below);
-            ordered.push(equal.swap_remove(next));
-        }
+        order_equal(std::mem::replace(&mut items, rest), &mut ordered, &mut below);
     }
     ordered
+}
+
+/// Appends those of one priority, drawn one after the other.
+fn order_equal<T: Ranked>(equal: Vec<T>, ordered: &mut Vec<T>, below: &mut impl FnMut(u64) -> u64) {
+    let (mut unweighted, weighted): (Vec<T>, Vec<T>) = equal.into_iter().partition(|item| item.weight() == 0);
+    let mut sums = Sums::new(&weighted);
+    let mut weighted: Vec<Option<T>> = weighted.into_iter().map(Some).collect();
+    while sums.total > 0 || !unweighted.is_empty() {
+        let drawn = match number(sums.total, unweighted.len(), below) {
+            0 => unweighted.swap_remove(below(unweighted.len() as u64) as usize),
+            number => {
+                let place = sums.find(number);
+                let drawn = weighted[place].take().expect("who is drawn has no weight any more");
+                sums.reduce(place, drawn.weight().into());
+                drawn
+            }
+        };
+        ordered.push(drawn);
+    }
+}
+
+/// Sums of weights, to be searched and changed in logarithmic time (Fenwick, *A New Data Structure for Cumulative Frequency
+/// Tables*, 1994).
+struct Sums {
+    /// In place `n`, counted from 1, the sum of as many weights up to that of `n` as the lowest bit of `n` says.
+    tree: Vec<u64>,
+    total: u64,
+}
+
+impl Sums {
+    fn new<T: Ranked>(items: &[T]) -> Self {
+        let mut tree: Vec<u64> = std::iter::once(0).chain(items.iter().map(|item| item.weight().into())).collect();
+        let total = tree.iter().sum();
+        for at in 1..tree.len() {
+            let above = at + lowest_bit(at);
+            if above < tree.len() {
+                tree[above] += tree[at];
+            }
+        }
+        Sums { tree, total }
+    }
+
+    /// The first place, counted from 0, up to which the weights come to `number`, from 1 to the total.
+    fn find(&self, mut number: u64) -> usize {
+        let (mut at, mut step) = (0, self.tree.len().next_power_of_two());
+        while step > 0 {
+            if let Some(sum) = self.tree.get(at + step).filter(|sum| **sum < number) {
+                number -= sum;
+                at += step;
+            }
+            step /= 2;
+        }
+        at
+    }
+
+    /// Takes `weight` off the one in this place.
+    fn reduce(&mut self, place: usize, weight: u64) {
+        let mut at = place + 1;
+        while at < self.tree.len() {
+            self.tree[at] -= weight;
+            at += lowest_bit(at);
+        }
+        self.total -= weight;
+    }
+}
+
+fn lowest_bit(number: usize) -> usize {
+    number & number.wrapping_neg()
 }
 
 /// Those of the lowest priority, prepared for drawing the first of an [`order`] again and again.
@@ -76,25 +140,6 @@ fn number(sum: u64, unweighted: usize, below: &mut impl FnMut(u64) -> u64) -> u6
         0 => below(sum) + 1,
         _ => below(sum + 1),
     }
-}
-
-/// The place of the one that comes next, among some of one priority.
-fn draw<T: Ranked>(equal: &[T], below: &mut impl FnMut(u64) -> u64) -> usize {
-    let sum: u64 = equal.iter().map(|item| u64::from(item.weight())).sum();
-    let unweighted = equal.iter().filter(|item| item.weight() == 0).count();
-    let mut left = number(sum, unweighted, below);
-    if left == 0 {
-        let nth = below(unweighted as u64) as usize;
-        let mut zeros = equal.iter().enumerate().filter(|(_, item)| item.weight() == 0);
-        return zeros.nth(nth).expect("counted above").0;
-    }
-    let reached = |item: &T| {
-        let weight = u64::from(item.weight());
-        let reached = weight >= left;
-        left = left.saturating_sub(weight);
-        reached
-    };
-    equal.iter().position(reached).expect("at most the sum of the weights was drawn")
 }
 
 #[cfg(test)]
@@ -180,6 +225,27 @@ mod tests {
         let times = times_at(0, &items, &["zero", "a", "b", "nought"]);
         assert!(is_share(times[0], 0.005) && is_share(times[3], 0.005) && is_share(times[1], 0.6), "{times:?}");
         assert!(times[0] > 0 && times[3] > 0, "{times:?}");
+    }
+
+    /// Against the plain way: by adding up one after the other.
+    #[test]
+    fn sums_of_weights_are_found_and_reduced_as_if_they_were_added_up() {
+        let mut chance = Choices::seeded(11);
+        for count in [1, 2, 3, 7, 8, 9, 100] {
+            let mut items: Vec<(u16, u16, &str)> = (0..count).map(|_| (1, 1 + chance.below(9) as u16, "")).collect();
+            let mut sums = Sums::new(&items);
+            while sums.total > 0 {
+                let number = 1 + chance.below(sums.total);
+                let added = items.iter().scan(0, |sum, item| {
+                    *sum += u64::from(item.1);
+                    Some(*sum)
+                });
+                let place = added.clone().position(|sum| sum >= number).expect("within the total");
+                assert_eq!((sums.find(number), added.last()), (place, Some(sums.total)), "{number} of {items:?}");
+                sums.reduce(place, items[place].1.into());
+                items[place].1 = 0;
+            }
+        }
     }
 
     #[test]
