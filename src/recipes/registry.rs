@@ -185,6 +185,32 @@ impl Services {
         Ok(listed)
     }
 
+    /// The instances of `service` with their ids, as of one linearizable moment, in the order in which a client should try them:
+    /// by priority, drawn by weight within one (the rules of SRV records, RFC 2782). Each call draws anew.
+    ///
+    /// For a client that asks once; who asks often keeps a [`Discovery`] and draws from that.
+    ///
+    /// # Errors
+    /// As [`Services::list`].
+    /// # Cancel safety
+    /// Nothing is lost.
+    /// # Examples
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let nodes = quorate::Cluster::local(1).await?; let cluster = &nodes[0];
+    /// use quorate::Instance;
+    ///
+    /// let services = cluster.services();
+    /// let spare = services.register("web", Instance::new("10.0.0.9:80").priority(20)).id("web-9").await?;
+    /// let first = services.register("web", Instance::new("10.0.0.1:80")).id("web-1").await?;
+    /// let addresses: Vec<String> = services.endpoints("web").await?.iter().map(|(_, web)| web.address()).collect();
+    /// assert_eq!(addresses, ["10.0.0.1:80", "10.0.0.9:80"]);
+    /// # drop((spare, first)); cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub async fn endpoints(&self, service: impl AsRef<str>) -> Result<Vec<(String, Entry<Registered>)>, Error> {
+        Ok(srv::order(self.list(service).await?, discover::below))
+    }
+
     /// The names of all services that have an instance, as of one linearizable moment. Reads all records.
     ///
     /// # Errors

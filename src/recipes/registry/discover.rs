@@ -301,8 +301,18 @@ impl Ranked for Record {
     }
 }
 
+impl Ranked for (String, Entry<Registered>) {
+    fn priority(&self) -> u16 {
+        self.1.instance.priority
+    }
+
+    fn weight(&self) -> u16 {
+        self.1.instance.weight
+    }
+}
+
 /// A number below `end`. The sums of weights are so small that the remainder's preference for low numbers is none to speak of.
-fn below(end: u64) -> u64 {
+pub(super) fn below(end: u64) -> u64 {
     rt::random_u64() % end
 }
 

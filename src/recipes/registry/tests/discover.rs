@@ -140,6 +140,8 @@ async fn instances_are_picked_and_ordered_by_priority_and_weight() {
     // Of 41 draws 30 and 10, and one for the weight 0; far more than five standard deviations of room.
     let of = |weight| picked.get(&weight).copied().unwrap_or(0);
     assert!((2650..3200).contains(&of(30)) && (780..1200).contains(&of(10)) && of(0) < 250, "{picked:?}");
+    let once = trio.nodes[2].services().endpoints("web").await.expect("read");
+    assert!(once.len() == 4 && once[3].0 == "backup", "{once:?}");
     assert!(trio.nodes[1].services().discover("nobody").await.expect("opens").pick().is_none());
     trio.stop().await;
 }
