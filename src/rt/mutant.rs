@@ -15,6 +15,7 @@ const MUTANTS: [&str; 23] = [
     "dedup_not_in_snapshot",
     "read_without_barrier",
     "keepalive_ack_without_quorum",
+    "lead_on_a_hung_disk",
     "expire_without_issuer_check",
     "apply_reads_clock",
     "lock_grant_ignores_lease",
