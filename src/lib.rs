@@ -57,7 +57,7 @@
 //! # Tables
 //!
 //! The verbs of [`Cluster`] take text as keys and any type of value, chosen call by call. A [`Table`] is a constant that fixes
-//! both, with the codec and the schema version, and has the same verbs: `cluster.table(SERVICES).get(("web", 1))`. Its keys are
+//! both, with the codec and the schema version, and has the same verbs: `cluster.table(JOBS).get(("web", 1))`. Its keys are
 //! text, bytes, integers or tuples, and its ranges are in their order. Beside them there is one tree of files and directories
 //! ([`Cluster::tree`]). What was at a key before, and whose write that was, is told by [`Cluster::explain`].
 //!
@@ -163,7 +163,7 @@ pub use crate::types::{
     TTL_MIN, TXN_OPS_MAX, Ticket, VALUE_BYTES_MAX, WRITE_BYTES_MAX,
 };
 
-/// The README's blocks compile.
+/// The README's blocks compile, but for those that are only shapes.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

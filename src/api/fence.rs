@@ -7,6 +7,7 @@
 //! A session has no key of its own: when the first write is to be held to it, its *mark* is put, a key that hangs on its
 //! lease. While the mark is there and hangs on that lease, the lease exists.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use crate::storage::view::View;
 use crate::types::{Fence, LeaseId, Revision, TXN_OPS_MAX, WRITE_BYTES_MAX};
 
 /// Something that is held, and that writes can be held to: guards of locks, elections, semaphores and reader-writer locks,
-/// and sessions.
+/// items of queues, and sessions. What is shared, in an `Arc`, is as good.
 ///
 /// A write that requires it is carried out only while it stands *in the cluster*, whatever this process believes by then.
 /// If it does not, nothing is written, and the error says what was lost: [`Error::Fenced`] with the guard's
@@ -224,6 +225,14 @@ pub(crate) fn too_large(bytes: usize) -> String {
 
 fn range_bytes(keys: &KeyRange) -> usize {
     keys.start.len() + keys.end.as_ref().map_or(0, |end| end.len())
+}
+
+impl<T: Fenced + ?Sized> Fenced for Arc<T> {}
+
+impl<T: Holds + ?Sized> Holds for Arc<T> {
+    fn terms(&self) -> Terms {
+        (**self).terms()
+    }
 }
 
 impl Fenced for Session {}

@@ -74,7 +74,7 @@ pub struct Queue<V> {
 }
 
 impl<V: Value> Queue<V> {
-    claiming!("the item");
+    claiming!("the claim on an item");
 
     /// Refuses to push when the queue holds this many items, dead letters included. Default and most:
     /// [`QUEUE_ITEMS_MAX`](crate::QUEUE_ITEMS_MAX).

@@ -314,7 +314,7 @@ impl Cluster {
     /// [`TREE_PATH_BYTES_MAX`](crate::TREE_PATH_BYTES_MAX) bytes and [`TREE_DEPTH_MAX`](crate::TREE_DEPTH_MAX) names. Values are
     /// of any type, chosen call by call, as those of the flat verbs. The tree shares nothing with flat keys and tables.
     ///
-    /// A verb that others keep coming in front of is worked out anew, up to a thousand times, then [`Error::NotApplied`].
+    /// A verb that others keep coming in front of is worked out anew, up to a thousand times, then [`Error::NotApplied`] (conflict).
     ///
     /// # Examples
     /// ```

@@ -7,7 +7,7 @@
 
 /// What there is to choose from. Each is explained where it is made.
 #[cfg(quorate_mutants)]
-const MUTANTS: [&str; 23] = [
+const MUTANTS: [&str; 24] = [
     "ack_before_fsync",
     "skip_vote_fsync",
     "reorder_vote_append",

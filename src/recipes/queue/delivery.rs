@@ -15,7 +15,7 @@ use crate::codec::{self, Value};
 use crate::command::KeyRange;
 use crate::error::Error;
 use crate::format::queue::{Part, part_key};
-use crate::recipes::guard::{Guard, guarding};
+use crate::recipes::guard::{Guard, fenced, guarding};
 use crate::types::{Fence, Revision};
 
 /// An item that this process works on, for as long as [`Delivery::valid_for`] says. See [`Queue::pop`].
@@ -70,7 +70,8 @@ impl<V: Value> Delivery<V> {
     ///
     /// # Errors
     /// Of the future: [`Error::Fenced`] if the claim was lost: nothing was written, and the item is somebody else's or will
-    /// be. [`Error::NotApplied`]: likewise nothing was written, and the item is released. [`Error::Indeterminate`]: ask
+    /// be. [`Error::NotApplied`], and [`Error::Invalid`] or [`Error::NoSpace`] for what was added with [`Ack::then`]: likewise
+    /// nothing was written, and the item is released. [`Error::Indeterminate`]: ask
     /// [`Cluster::resolve`](crate::Cluster::resolve) whether it was done; if not, it is given out again.
     /// # Cancel safety
     /// Dropping the future does not withdraw an acknowledgement that was sent; otherwise it releases the item.
@@ -90,6 +91,8 @@ impl<V: Value> Delivery<V> {
         self.guard.release().await
     }
 }
+
+fenced!(Delivery<V>);
 
 impl<V> fmt::Debug for Delivery<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,7 +10,7 @@ use crate::api::session::LostReason;
 use crate::api::testing::{Dice, HUNG, Trio, eventually, ms, single, until};
 use crate::api::txn::put;
 use crate::format::queue::part_range;
-use crate::recipes::testing::{TTL, claims, isolations, standing, traces};
+use crate::recipes::testing::{TTL, claims, isolations, standing, traces, wipe};
 use crate::types::Revision;
 
 fn queue(cluster: &Cluster) -> Queue<u32> {
@@ -435,4 +435,18 @@ async fn through_isolations_an_item_has_one_worker_at_a_time_and_is_finished_onc
         until("nothing left", || kept(&trio.nodes[leader]) == 0 && claims(&trio.nodes[leader]).is_empty()).await;
         trio.stop().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_held_to_an_item_is_refused_once_the_item_is_somebody_elses() {
+    let cluster = single(|_| ()).await;
+    push(&cluster, 1).await;
+    // Shared, as work that is spread over tasks would have it.
+    let item = Arc::new(pop(&cluster).await);
+    cluster.set("result", &1u32).fenced(&item).await.expect("it is held");
+    wipe(&cluster).await;
+    let late = cluster.set("result", &2u32).fenced(&item).await;
+    assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");
+    assert_eq!(cluster.get::<u32>("result").await.expect("read").map(|result| *result), Some(1));
+    cluster.shutdown().await.expect("stops");
 }

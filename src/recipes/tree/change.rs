@@ -27,7 +27,7 @@ use crate::storage::view::View;
 use crate::types::{LeaseId, Revision, VALUE_BYTES_MAX};
 
 /// How often a verb is worked out anew that others keep coming in front of.
-const ATTEMPTS_MAX: u64 = 1000;
+const ATTEMPTS_MAX: u32 = 1000;
 
 /// What is to be put.
 #[derive(Clone, Debug)]
@@ -259,7 +259,7 @@ async fn carry_out(
             // It was decided during this call, so what this node shows from there on is of now.
             (view, of_now) = (view_at_least(node.clone(), answer.revision, left()).await?, true);
         }
-        let why = Obstacle::Busy { what: "attempts to change what others change too", limit: ATTEMPTS_MAX };
+        let why = Obstacle::Conflict { attempts: ATTEMPTS_MAX };
         Err(Error::NotApplied { why, waited: started.elapsed() })
     });
     working.await?

@@ -11,7 +11,7 @@ use crate::types::Revision;
 #[non_exhaustive]
 pub enum TreeError {
     /// Nothing is there. The path is that of the first directory on the way that is not there, or the whole one.
-    #[error("nothing is at {path} (revision {revision})")]
+    #[error("key not found: {path} (revision {revision})")]
     KeyNotFound {
         /// The first path on the way where nothing is.
         path: String,
@@ -31,7 +31,7 @@ pub enum TreeError {
         revision: Revision,
     },
     /// It is a directory, and the verb is for files.
-    #[error("{path} is a directory (revision {revision})")]
+    #[error("not a file: {path} (revision {revision})")]
     NotAFile {
         /// The path.
         path: String,
@@ -39,7 +39,7 @@ pub enum TreeError {
         revision: Revision,
     },
     /// It is a file, and the verb is for directories, or the path leads through it.
-    #[error("{path} is not a directory (revision {revision})")]
+    #[error("not a directory: {path} (revision {revision})")]
     NotADirectory {
         /// The path of the file.
         path: String,
@@ -47,7 +47,7 @@ pub enum TreeError {
         revision: Revision,
     },
     /// Something is there already.
-    #[error("{path} exists already (revision {revision})")]
+    #[error("key already exists: {path} (revision {revision})")]
     AlreadyExists {
         /// The path.
         path: String,
@@ -55,7 +55,7 @@ pub enum TreeError {
         revision: Revision,
     },
     /// The root can be neither written nor removed.
-    #[error("the root {path} is read only (revision {revision})")]
+    #[error("root is read only: {path} (revision {revision})")]
     RootReadOnly {
         /// The path: `/`.
         path: String,
@@ -63,7 +63,7 @@ pub enum TreeError {
         revision: Revision,
     },
     /// Something is in the directory: remove that first, or remove it recursively.
-    #[error("{path} is not empty (revision {revision})")]
+    #[error("directory not empty: {path} (revision {revision})")]
     DirectoryNotEmpty {
         /// The path.
         path: String,

@@ -222,7 +222,7 @@ fn nothing_becomes_durable_before_the_log_has_synced_what_was_enqueued_ahead_of_
     });
 }
 
-/// The schedule of DESIGN section 5: without the gate this node could never be started again but for the repair.
+/// The schedule of the design: without the gate this node could never be started again but for the repair.
 #[test]
 fn a_state_is_never_durable_past_a_log_that_still_holds_the_entries_that_were_replaced() {
     for (seed, mode) in [(1, PowerLoss::DropAll), (2, PowerLoss::KeepAll), (3, PowerLoss::Subset(50))] {
