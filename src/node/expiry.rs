@@ -44,6 +44,9 @@ struct Table {
     /// Every lease of the applied state with its time to live in milliseconds.
     ttl_ms: BTreeMap<LeaseId, u64>,
     reign: Option<Reign>,
+    /// What the last leadership of this node was ending when it ceased. It can be the same that begins again: while the disk
+    /// hangs this node does not count as the leader.
+    ceased: Option<(LeaderId, BTreeSet<LeaseId>)>,
 }
 
 /// One uninterrupted leadership of this node.
@@ -77,10 +80,8 @@ impl Leases {
     pub(super) fn load(&self, leases: Vec<(LeaseId, u64)>) {
         let mut table = self.lock();
         table.ttl_ms = leases.into_iter().collect();
-        if let Some(Reign { leader, mut ending, .. }) = table.reign.take() {
-            // What was proposed may be in the log: a lease whose end may come is not renewed because of this.
-            ending.retain(|lease| table.ttl_ms.contains_key(lease));
-            table.reign = Some(Reign { ending, ..table.new_reign(leader) });
+        if let Some(leader) = table.cease() {
+            table.begin(leader);
         }
         drop(table);
         self.changed.notify_one();
@@ -114,13 +115,16 @@ impl Leases {
         }
     }
 
-    /// Starts or ends this node's leadership; a new one gives every lease its full time.
+    /// Starts or ends this node's leadership; each beginning gives every lease its full time.
     pub(super) fn reign(&self, leader: Option<LeaderId>) {
         let mut table = self.lock();
         if table.reign.as_ref().map(|reign| reign.leader) == leader {
             return;
         }
-        table.reign = leader.map(|leader| table.new_reign(leader));
+        table.cease();
+        if let Some(leader) = leader {
+            table.begin(leader);
+        }
         drop(table);
         self.changed.notify_one();
     }
@@ -188,14 +192,27 @@ impl Leases {
 }
 
 impl Table {
-    fn new_reign(&self, leader: LeaderId) -> Reign {
+    /// Ends the leadership, if there is one, and remembers what it was ending.
+    fn cease(&mut self) -> Option<LeaderId> {
+        let Reign { leader, ending, .. } = self.reign.take()?;
+        self.ceased = Some((leader, ending));
+        Some(leader)
+    }
+
+    fn begin(&mut self, leader: LeaderId) {
+        // What was proposed under the same leadership may be in the log, and would count: a lease whose end may come is not
+        // renewed.
+        let mut ending = match self.ceased.take() {
+            Some((ceased, ending)) if ceased == leader => ending,
+            _ => BTreeSet::new(),
+        };
+        ending.retain(|lease| self.ttl_ms.contains_key(lease));
         let now = Instant::now();
-        let mut reign =
-            Reign { leader, began: now, deadlines: BTreeMap::new(), queue: BTreeSet::new(), ending: BTreeSet::new() };
+        let mut reign = Reign { leader, began: now, deadlines: BTreeMap::new(), queue: BTreeSet::new(), ending };
         for (lease, ttl_ms) in &self.ttl_ms {
             reign.set(*lease, now + Duration::from_millis(*ttl_ms));
         }
-        reign
+        self.reign = Some(reign);
     }
 }
 

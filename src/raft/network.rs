@@ -66,7 +66,12 @@ impl Acked {
     fn note(&self, follower: NodeId, leader: LeaderId, index: u64) {
         let mut acked = self.0.lock().expect("no panic while held");
         let known = acked.entry(follower).or_insert((leader, index));
-        *known = (leader, if known.0 == leader { known.1.max(index) } else { index });
+        match leader.term.cmp(&known.0.term) {
+            // A late answer to a leader that was.
+            std::cmp::Ordering::Less => {}
+            _ if leader == known.0 => known.1 = known.1.max(index),
+            _ => *known = (leader, index),
+        }
     }
 
     fn by(&self, follower: NodeId, leader: LeaderId) -> Option<u64> {
@@ -240,10 +245,13 @@ impl Client {
             index += 1;
         }
         match self.snapshot_step(Request::SnapshotFinish { session, vote }, FINISH_TRIES).await? {
-            Reply::SnapshotInstalled { vote } => {
+            Reply::SnapshotInstalled { vote: theirs } => {
+                if theirs.leader == vote.leader {
+                    self.acked_up_to(&vote, meta.last_log_id.map(|id| id.to_plain()));
+                }
                 let took = started.elapsed();
                 tracing::info!(%peer, session, chunks = index, bytes, ?took, "the snapshot is installed");
-                Ok(SnapshotResponse::new(vote.to_raft()))
+                Ok(SnapshotResponse::new(theirs.to_raft()))
             }
             other => Err(unexpected(&other).into()),
         }
@@ -414,6 +422,7 @@ mod tests {
         acked.note(follower, leader(1), 7);
         assert_eq!(acked.by(follower, leader(1)), Some(10));
         acked.note(follower, leader(2), 8);
+        acked.note(follower, leader(1), 20);
         assert_eq!((acked.by(follower, leader(1)), acked.by(follower, leader(2))), (None, Some(8)));
         assert_eq!(acked.by(NodeId::new(3), leader(2)), None);
     }

@@ -145,7 +145,8 @@ impl Tree {
     /// Those who do so in one directory at the same moment wait for each other: one of them goes in at a time.
     ///
     /// # Errors
-    /// [`TreeError::NotADirectory`], [`TreeError::TtlInside`], [`TreeError::Path`]. [`TreeError::Store`] as [`Cluster::set`].
+    /// [`TreeError::NotADirectory`], [`TreeError::TtlInside`], [`TreeError::Path`]; [`TreeError::AlreadyExists`] if somebody made
+    /// the very name by hand that comes next. [`TreeError::Store`] as [`Cluster::set`].
     /// # Cancel safety
     /// Dropping the future does not withdraw what was sent.
     /// # Examples

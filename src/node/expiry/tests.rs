@@ -22,6 +22,24 @@ fn last_index(node: &Node) -> u64 {
     node.log.bounds().1.map_or(0, |last| last.index)
 }
 
+/// L1. The schedule: an expiry waits behind a hung disk, the node does not count as the leader for a while, the disk answers
+/// again, the lease is renewed, and then the expiry is committed, under the very leadership that issued it.
+#[tokio::test(start_paused = true)]
+async fn a_leadership_that_goes_on_after_a_pause_renews_nothing_that_it_was_ending() {
+    let (leases, lease) = (Leases::default(), LeaseId::new(5));
+    let leader = |term| LeaderId { term, node: crate::types::NodeId::new(1) };
+    leases.load(vec![(lease, TTL_MS)]);
+    leases.reign(Some(leader(1)));
+    rt::sleep(TTL).await;
+    assert_eq!(leases.due().0, [lease]);
+    leases.reign(None);
+    leases.reign(Some(leader(1)));
+    assert_eq!(leases.renew(lease, leader(1)), None);
+    leases.reign(None);
+    leases.reign(Some(leader(2)));
+    assert_eq!(leases.renew(lease, leader(2)), Some(KeepAlive::Renewed { ttl_ms: TTL_MS }));
+}
+
 /// L6: a leader that is cut off does not know whether it still is one.
 #[tokio::test(start_paused = true)]
 async fn a_leader_without_a_quorum_acknowledges_no_renewal() {
