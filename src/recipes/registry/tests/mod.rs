@@ -5,6 +5,7 @@ mod discover;
 mod register;
 mod slot;
 mod target;
+mod unanswered;
 
 use super::*;
 use crate::api::testing::eventually;
