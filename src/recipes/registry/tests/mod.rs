@@ -6,6 +6,7 @@ mod register;
 mod slot;
 mod target;
 mod unanswered;
+mod unreadable;
 
 use super::*;
 use crate::api::testing::eventually;
