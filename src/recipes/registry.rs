@@ -54,7 +54,9 @@ pub struct Services {
 
 impl Services {
     /// Registers an instance of `service` (1 to 255 bytes, no control characters) and keeps it registered in the background
-    /// for as long as the [`Registration`] lives. When it returns, the record is there, unless a health probe said no.
+    /// for as long as the [`Registration`] lives. When it returns, the record is there, unless a health probe said no
+    /// ([`RegistrationState::Unhealthy`]), or a newer registration, or a record that this release cannot read, has the id
+    /// ([`RegistrationState::Replaced`]).
     ///
     /// Options: [`Register::id`], [`Register::ttl`], [`Register::refresh`], [`Register::healthy_when`].
     ///
@@ -91,7 +93,8 @@ impl Services {
     }
 
     /// Registers an instance on behalf of somebody who does not do so himself, a container say, for one ttl: it is renewed
-    /// only by [`Target::renew`].
+    /// only by [`Target::renew`]. When it returns, the record is there, unless a newer registration, or a record that this
+    /// release cannot read, has the id ([`Target::is_replaced`]).
     ///
     /// Options: [`RegisterTarget::by`], [`RegisterTarget::ttl`]. There may be any number of targets; renewing one writes
     /// nothing to the log.

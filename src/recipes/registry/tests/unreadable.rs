@@ -28,3 +28,19 @@ async fn one_record_that_cannot_be_read_keeps_none_of_the_others_from_being_list
     assert_eq!(services.names().await, Ok(BTreeSet::from(["web".to_string()])));
     trio.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_registers_where_a_record_cannot_be_read_is_told_that_it_was_replaced() {
+    let trio = Trio::start().await;
+    let services = trio.nodes[0].services();
+    trio.nodes[1].table(OTHER_VALUES).set(("web", "web-1"), &7).await.expect("sets");
+    let web = services.register("web", at(80)).id("web-1").ttl(TTL).await.expect("decided");
+    assert_eq!(web.state(), RegistrationState::Replaced { by: None });
+    let mut target = services.register_for("web", "web-1", at(80)).ttl(TTL).await.expect("decided");
+    assert!(target.is_replaced());
+    assert_eq!(target.renew().await, Ok(Renewal::Replaced { by: None }));
+    rt::sleep(TTL * 2).await;
+    let now = trio.nodes[1].table(OTHER_VALUES).get(("web", "web-1")).await.expect("read");
+    assert_eq!(now.as_deref(), Some(&7));
+    trio.stop().await;
+}
