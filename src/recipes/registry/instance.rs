@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ const WEIGHT: u16 = 10;
 #[serde(default)]
 #[non_exhaustive]
 pub struct Instance {
-    /// A name or an IP address (without brackets); 1 to 255 bytes, no spaces.
+    /// An IP address (without brackets and zone), or a name: 1 to 255 bytes, letters and digits of ASCII, `.`, `-` and `_`.
     pub host: String,
     /// From 1 to 65535.
     pub port: u16,
@@ -124,8 +124,11 @@ impl Instance {
                 format!("{host:?} with port {} is none: it must be host:port, [IPv6]:port in brackets", self.port);
             return invalid("address", why);
         }
-        if host.len() > INSTANCE_HOST_BYTES_MAX || host.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            let why = format!("the host {host:?} has spaces or more than {INSTANCE_HOST_BYTES_MAX} bytes");
+        if !is_host(host) {
+            let why = format!(
+                "the host {host:?} is neither an IP address nor a name: at most {INSTANCE_HOST_BYTES_MAX} letters and digits of \
+                 ASCII, `.`, `-` and `_`"
+            );
             return invalid("address", why);
         }
         let entries = self.metadata.len();
@@ -152,6 +155,13 @@ impl From<SocketAddr> for Instance {
     fn from(address: SocketAddr) -> Self {
         Instance::at(address.ip().to_string(), address.port())
     }
+}
+
+/// Whether it is an IP address or may be a name. Those who read it write it into URLs and files of configuration: it must mean
+/// nothing but itself there.
+fn is_host(host: &str) -> bool {
+    let named = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+    host.parse::<IpAddr>().is_ok() || (1..=INSTANCE_HOST_BYTES_MAX).contains(&host.len()) && host.bytes().all(named)
 }
 
 /// Host and port of `host:port`, `[v6]:port`.
