@@ -28,10 +28,11 @@ pub const INSTANCE_METADATA_BYTES_MAX: usize = 8 * 1024;
 
 /// The registered instances of all services: by name of the service and id of the instance.
 ///
-/// An ordinary table, called `services` (a name to be left to it), with values in JSON, so that people and other programs can read them, and releases
-/// that know more fields and those that know fewer can read each other's. Every entry hangs on a lease. See
-/// [`Cluster::services`](crate::Cluster::services) for who writes it, and
-/// [`Registered::is_leaving`] for the one thing to look at when reading it.
+/// An ordinary table, called `quorate.services`: the name is the registry's, and a program's own table may be called
+/// `services`. Its values are JSON, so that people and other programs can read them, and releases that know more fields and
+/// those that know fewer can read each other's. Every entry hangs on a lease. See
+/// [`Cluster::services`](crate::Cluster::services) for who writes it, and [`Registered::is_leaving`] for the one thing to look
+/// at when reading it.
 ///
 /// # Examples
 /// ```
@@ -44,7 +45,7 @@ pub const INSTANCE_METADATA_BYTES_MAX: usize = 8 * 1024;
 /// assert_eq!(batch.events[0].key().1, "web-1");
 /// # drop(web); cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
 /// ```
-pub const SERVICES: Table<(&'static str, &'static str), Registered, Json> = Table::new("services");
+pub const SERVICES: Table<(&'static str, &'static str), Registered, Json> = Table::new("quorate.services");
 
 const PRIORITY: u16 = 10;
 const WEIGHT: u16 = 10;

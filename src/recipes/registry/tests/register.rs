@@ -334,7 +334,7 @@ async fn what_an_older_one_or_a_person_wrote_is_put_right_and_what_cannot_be_rea
     trio.nodes[there].table(SERVICES).set(("web", "web-1"), &by_hand).await.expect("sets");
     eventually("put right", || async { records(&trio.nodes[there]).await[0].1.port == 80 }).await;
     until("told", || web.state().is_registered()).await;
-    const OF_ANOTHER_RELEASE: crate::Table<(&str, &str), u64> = crate::Table::new("services");
+    const OF_ANOTHER_RELEASE: crate::Table<(&str, &str), u64> = crate::Table::new(SERVICES.name());
     trio.nodes[there].table(OF_ANOTHER_RELEASE).set(("web", "web-1"), &7).await.expect("sets");
     let ended = end(&web).await;
     assert_eq!(ended, RegistrationState::Replaced { by: None });
@@ -421,6 +421,11 @@ fn a_host_is_an_ip_address_or_a_name() {
     }
     assert_eq!(Instance::new("[2001:db8::7]:80").check(), Ok(()));
     assert_eq!(Instance::from(std::net::SocketAddr::from(([0u16, 0, 0, 0, 0, 0, 0, 1], 80))).check(), Ok(()));
+}
+
+#[test]
+fn the_table_leaves_the_plain_name_to_programs() {
+    assert_eq!(SERVICES.name(), "quorate.services");
 }
 
 /// What other programs, and other releases, find in the table.
