@@ -191,8 +191,8 @@ impl Services {
     }
 
     /// The instances of `service` with their ids, as of one linearizable moment, in the order in which a client should try them:
-    /// by priority, drawn by weight within one (the rules of SRV records, RFC 2782). Each call draws anew. Records that cannot be read
-    /// are not listed.
+    /// by priority, drawn by weight within one (the rules of SRV records, RFC 2782). Each call draws anew. Records that cannot be
+    /// read are not listed.
     ///
     /// For a client that asks once; who asks often keeps a [`Discovery`] and draws from that.
     ///
