@@ -54,7 +54,9 @@ pub struct Services {
 
 impl Services {
     /// Registers an instance of `service` (1 to 255 bytes, no control characters) and keeps it registered in the background
-    /// for as long as the [`Registration`] lives. When it returns, the record is there, unless a health probe said no.
+    /// for as long as the [`Registration`] lives. When it returns, the record is there, unless a health probe said no
+    /// ([`RegistrationState::Unhealthy`]), or a newer registration, or a record that this release cannot read, has the id
+    /// ([`RegistrationState::Replaced`]).
     ///
     /// Options: [`Register::id`], [`Register::ttl`], [`Register::refresh`], [`Register::healthy_when`].
     ///
@@ -91,7 +93,8 @@ impl Services {
     }
 
     /// Registers an instance on behalf of somebody who does not do so himself, a container say, for one ttl: it is renewed
-    /// only by [`Target::renew`].
+    /// only by [`Target::renew`]. When it returns, the record is there, unless a newer registration, or a record that this
+    /// release cannot read, has the id ([`Target::is_replaced`]).
     ///
     /// Options: [`RegisterTarget::by`], [`RegisterTarget::ttl`]. There may be any number of targets; renewing one writes
     /// nothing to the log.
@@ -165,7 +168,8 @@ impl Services {
         Discover::new(&self.cluster, service.into())
     }
 
-    /// The instances of `service` with their ids, in order of these, as of one linearizable moment.
+    /// The instances of `service` with their ids, in order of these, as of one linearizable moment. Records that cannot be read
+    /// are not listed.
     ///
     /// # Errors
     /// As [`Cluster::get`]; [`Error::Invalid`] for a name out of range.
@@ -177,8 +181,9 @@ impl Services {
         let mut scan = self.cluster.table(SERVICES).range(leading((service,))).stream();
         let mut listed = Vec::new();
         while let Some(next) = scan.next().await {
-            let ((_, id), entry) = next?;
-            if !entry.is_leaving() {
+            if let Some(((_, id), entry)) = readable(next)?
+                && !entry.is_leaving()
+            {
                 listed.push((id, entry));
             }
         }
@@ -186,7 +191,8 @@ impl Services {
     }
 
     /// The instances of `service` with their ids, as of one linearizable moment, in the order in which a client should try them:
-    /// by priority, drawn by weight within one (the rules of SRV records, RFC 2782). Each call draws anew.
+    /// by priority, drawn by weight within one (the rules of SRV records, RFC 2782). Each call draws anew. Records that cannot be
+    /// read are not listed.
     ///
     /// For a client that asks once; who asks often keeps a [`Discovery`] and draws from that.
     ///
@@ -211,7 +217,8 @@ impl Services {
         Ok(srv::order(self.list(service).await?, discover::below))
     }
 
-    /// The names of all services that have an instance, as of one linearizable moment. Reads all records.
+    /// The names of all services that have an instance, as of one linearizable moment. Reads all records; those that cannot be
+    /// read do not count.
     ///
     /// # Errors
     /// As [`Cluster::get`].
@@ -221,12 +228,25 @@ impl Services {
         let mut scan = self.cluster.table(SERVICES).range(..).stream();
         let mut names = BTreeSet::new();
         while let Some(next) = scan.next().await {
-            let ((service, _), entry) = next?;
-            if !entry.is_leaving() {
+            if let Some(((service, _), entry)) = readable(next)?
+                && !entry.is_leaving()
+            {
                 names.insert(service);
             }
         }
         Ok(names)
+    }
+}
+
+/// What was read; `None` for a record that cannot be, on which the others do not depend.
+fn readable<T>(next: Result<T, Error>) -> Result<Option<T>, Error> {
+    match next {
+        Ok(read) => Ok(Some(read)),
+        Err(error @ (Error::Codec { .. } | Error::Key { .. })) => {
+            tracing::warn!(%error, "a registered instance cannot be read and is not listed");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
@@ -28,10 +28,11 @@ pub const INSTANCE_METADATA_BYTES_MAX: usize = 8 * 1024;
 
 /// The registered instances of all services: by name of the service and id of the instance.
 ///
-/// An ordinary table, called `services` (a name to be left to it), with values in JSON, so that people and other programs can read them, and releases
-/// that know more fields and those that know fewer can read each other's. Every entry hangs on a lease. See
-/// [`Cluster::services`](crate::Cluster::services) for who writes it, and
-/// [`Registered::is_leaving`] for the one thing to look at when reading it.
+/// An ordinary table, called `quorate.services`: the name is the registry's, and a program's own table may be called
+/// `services`. Its values are JSON, so that people and other programs can read them, and releases that know more fields and
+/// those that know fewer can read each other's. Every entry hangs on a lease. See
+/// [`Cluster::services`](crate::Cluster::services) for who writes it, and [`Registered::is_leaving`] for the one thing to look
+/// at when reading it.
 ///
 /// # Examples
 /// ```
@@ -44,7 +45,7 @@ pub const INSTANCE_METADATA_BYTES_MAX: usize = 8 * 1024;
 /// assert_eq!(batch.events[0].key().1, "web-1");
 /// # drop(web); cluster.shutdown().await?; Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
 /// ```
-pub const SERVICES: Table<(&'static str, &'static str), Registered, Json> = Table::new("services");
+pub const SERVICES: Table<(&'static str, &'static str), Registered, Json> = Table::new("quorate.services");
 
 const PRIORITY: u16 = 10;
 const WEIGHT: u16 = 10;
@@ -62,7 +63,7 @@ const WEIGHT: u16 = 10;
 #[serde(default)]
 #[non_exhaustive]
 pub struct Instance {
-    /// A name or an IP address (without brackets); 1 to 255 bytes, no spaces.
+    /// An IP address (without brackets and zone), or a name: 1 to 255 bytes, letters and digits of ASCII, `.`, `-` and `_`.
     pub host: String,
     /// From 1 to 65535.
     pub port: u16,
@@ -124,8 +125,11 @@ impl Instance {
                 format!("{host:?} with port {} is none: it must be host:port, [IPv6]:port in brackets", self.port);
             return invalid("address", why);
         }
-        if host.len() > INSTANCE_HOST_BYTES_MAX || host.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            let why = format!("the host {host:?} has spaces or more than {INSTANCE_HOST_BYTES_MAX} bytes");
+        if !is_host(host) {
+            let why = format!(
+                "the host {host:?} is neither an IP address nor a name: at most {INSTANCE_HOST_BYTES_MAX} letters and digits of \
+                 ASCII, `.`, `-` and `_`"
+            );
             return invalid("address", why);
         }
         let entries = self.metadata.len();
@@ -152,6 +156,13 @@ impl From<SocketAddr> for Instance {
     fn from(address: SocketAddr) -> Self {
         Instance::at(address.ip().to_string(), address.port())
     }
+}
+
+/// Whether it is an IP address or may be a name. Those who read it write it into URLs and files of configuration: it must mean
+/// nothing but itself there.
+fn is_host(host: &str) -> bool {
+    let named = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+    host.parse::<IpAddr>().is_ok() || (1..=INSTANCE_HOST_BYTES_MAX).contains(&host.len()) && host.bytes().all(named)
 }
 
 /// Host and port of `host:port`, `[v6]:port`.

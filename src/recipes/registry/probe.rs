@@ -122,7 +122,7 @@ impl Probe {
                     }
                 }
                 Err(why) => {
-                    failures += 1;
+                    failures = u32::saturating_add(failures, 1);
                     if failures >= self.failures && std::mem::replace(&mut healthy, false) {
                         tell(Err(why));
                     }

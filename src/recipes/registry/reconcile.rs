@@ -20,6 +20,11 @@
 //! session says of its lease. Whenever either changes, one step is made towards what should be; a step that fails is made
 //! again after a pause. So it makes no difference why a record is not there: it is put again.
 //!
+//! A write that was not answered counts as not made, until the watch shows it: a record of this incarnation on the session's
+//! lease is this registration's own, and what should be is looked at again in its light. It may come after the probe has said
+//! no, and is taken away then; or say that it goes after the probe has said yes again, and is overwritten then. Nothing else
+//! would find it: the session renews its lease.
+//!
 //! It never fights: a record of a newer incarnation ends it (see [`super::slot`]). Records of older ones, and what was written
 //! there by hand, are overwritten. Pauses after failures and repeated losses grow from [`PAUSE_MIN`] to [`PAUSE_MAX`], and
 //! begin anew when nothing has happened for [`CALM`].
@@ -32,6 +37,7 @@ use futures::future::select_all;
 use super::instance::{Incarnation, Instance, Leaving, Registered};
 use super::register::RegistrationState;
 use super::slot::{Placed, Slot};
+use crate::api::kv::Entry;
 use crate::api::session::{LostReason, Session, Standing};
 use crate::api::watch::{Batch, BatchKind, Cause, Event, Watch};
 use crate::error::Error;
@@ -87,7 +93,8 @@ impl Terms {
 enum Found {
     Ours {
         modified: Revision,
-        version: u64,
+        /// Of the instance it describes; `None`: not the one that is wanted.
+        version: Option<u64>,
     },
     /// Ours, saying that it goes.
     Leaving,
@@ -154,6 +161,7 @@ impl Reconciler {
                     Woken::Session => due = self.look_at_session().or(due),
                     Woken::Records(Some(Ok(batch))) => match self.take_note(batch) {
                         Noted::Nothing => {}
+                        Noted::Own => due = Some(self.recognised()),
                         Noted::Lost(reason) => due = Some(self.lost(reason)),
                         Noted::Newer(by) => return self.replaced(Some(by)).await,
                     },
@@ -210,7 +218,7 @@ impl Reconciler {
 
     async fn list(&mut self, wanted: &Wanted) -> Result<bool, Error> {
         let found = match self.found {
-            Found::Ours { version, .. } if version == wanted.version => None,
+            Found::Ours { version, .. } if version == Some(wanted.version) => None,
             Found::Ours { modified, .. } => Some(Some(modified)),
             Found::Leaving => Some(Some(self.written)),
             Found::Other(found) => Some(found),
@@ -219,7 +227,7 @@ impl Reconciler {
             match self.slot.put(&wanted.instance, self.session.lease(), found).await? {
                 Placed::Standing(revision) => {
                     self.written = revision;
-                    self.found = Found::Ours { modified: revision, version: wanted.version };
+                    self.found = Found::Ours { modified: revision, version: Some(wanted.version) };
                 }
                 Placed::Newer(by) => {
                     self.replaced(by).await;
@@ -284,16 +292,31 @@ impl Reconciler {
         Instant::now() + self.pauses.after_loss()
     }
 
+    /// When what becomes of a record that turned out to be one's own is due.
+    fn recognised(&mut self) -> Instant {
+        let (healthy, version) = self.wanted.with(|wanted| (wanted.health.is_ok(), wanted.version));
+        let to_be_put = match self.found {
+            Found::Ours { version: found, .. } => healthy && found != Some(version),
+            _ => healthy,
+        };
+        if healthy && self.found == Found::Leaving {
+            self.told.tell(RegistrationState::Lost { reason: LostReason::Unsure }, None);
+        }
+        // It may also be somebody else who changes it in place: no quicker than after a loss, then.
+        let pause = if to_be_put { self.pauses.after_loss() } else { Duration::ZERO };
+        Instant::now() + pause
+    }
+
     /// Tells that the record is there, as far as that is sure.
     fn tell_standing(&self) {
         let Found::Ours { modified, version } = self.found else { return };
         match self.session.lifeline().standing().sure(rt::boot_now()) {
-            Some(_) => self.told.tell(RegistrationState::Registered { revision: modified }, Some(version)),
+            Some(_) => self.told.tell(RegistrationState::Registered { revision: modified }, version),
             None => self.told.tell(RegistrationState::Lost { reason: LostReason::Unsure }, None),
         }
     }
 
-    /// Takes note of what others did to the record.
+    /// Takes note of what became of the record without this task's knowing.
     fn take_note(&mut self, batch: Changes) -> Noted {
         if batch.revision <= self.written {
             return Noted::Nothing;
@@ -304,8 +327,16 @@ impl Reconciler {
             Some(Event::Put { entry, .. }) if entry.incarnation > self.slot.incarnation => {
                 return Noted::Newer(entry.incarnation);
             }
+            Some(Event::Put { entry, .. }) if self.is_own(entry) => {
+                self.written = entry.modified;
+                self.found = match entry.is_leaving() {
+                    true => Found::Leaving,
+                    false => Found::Ours { modified: entry.modified, version: self.version_of(entry) },
+                };
+                return Noted::Own;
+            }
             Some(Event::Put { entry, .. }) => {
-                // Of an older one, or by hand; or a put of ours whose answer is still to come.
+                // Of an older one, or by hand.
                 self.found = Found::Other(Some(entry.modified));
                 LostReason::Deleted
             }
@@ -318,6 +349,16 @@ impl Reconciler {
             self.found = Found::Other(None);
         }
         if ours { Noted::Lost(reason) } else { Noted::Nothing }
+    }
+
+    /// Whether this registration wrote it, under the present session.
+    fn is_own(&self, entry: &Entry<Registered>) -> bool {
+        entry.incarnation == self.slot.incarnation && entry.lease == Some(self.session.lease())
+    }
+
+    /// The version that is wanted, if it is what the record says.
+    fn version_of(&self, entry: &Entry<Registered>) -> Option<u64> {
+        self.wanted.with(|wanted| (wanted.instance == entry.instance).then_some(wanted.version))
     }
 
     async fn event(&mut self, within: Duration) -> Woken {
@@ -334,6 +375,8 @@ impl Reconciler {
 /// What a change of the record comes to.
 enum Noted {
     Nothing,
+    /// It is what this registration wrote without having had an answer.
+    Own,
     Lost(LostReason),
     Newer(Incarnation),
 }

@@ -193,7 +193,8 @@ pub enum RegistrationState {
         /// What the last failure said.
         why: String,
     },
-    /// The record is gone, or with [`LostReason::Unsure`] may be: this node cannot reach the cluster. It is being repaired.
+    /// The record is gone, or with [`LostReason::Unsure`] may be: this node cannot reach the cluster, or did not hear in time
+    /// what became of a write. It is being repaired.
     #[non_exhaustive]
     Lost {
         /// [`LostReason::Expired`]: the lease is gone. [`LostReason::Deleted`]: somebody deleted or overwrote the record.

@@ -74,7 +74,8 @@ impl RegisterTarget {
             timeout,
         };
         let mut target = Target { slot, instance: self.instance, ttl, lease, modified: None, replaced: None };
-        target.place().await?;
+        // Whether it was replaced already, the target says.
+        let _: Renewal = target.place().await?;
         Ok(target)
     }
 }
@@ -143,6 +144,12 @@ impl Target {
     /// How long the record lasts from one renewal to the next.
     pub fn ttl(&self) -> Duration {
         self.ttl
+    }
+
+    /// Whether a newer registration, or a record that this release cannot read, was found under this service and id, when it
+    /// was registered or renewed last: then this is not registered any more, and [`Target::renew`] says by whom.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.is_some()
     }
 
     /// Says that the instance lives: it has its full ttl from now on. Writes nothing as long as the record is there.

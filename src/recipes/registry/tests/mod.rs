@@ -5,6 +5,8 @@ mod discover;
 mod register;
 mod slot;
 mod target;
+mod unanswered;
+mod unreadable;
 
 use super::*;
 use crate::api::testing::eventually;

@@ -334,7 +334,7 @@ async fn what_an_older_one_or_a_person_wrote_is_put_right_and_what_cannot_be_rea
     trio.nodes[there].table(SERVICES).set(("web", "web-1"), &by_hand).await.expect("sets");
     eventually("put right", || async { records(&trio.nodes[there]).await[0].1.port == 80 }).await;
     until("told", || web.state().is_registered()).await;
-    const OF_ANOTHER_RELEASE: crate::Table<(&str, &str), u64> = crate::Table::new("services");
+    const OF_ANOTHER_RELEASE: crate::Table<(&str, &str), u64> = crate::Table::new(SERVICES.name());
     trio.nodes[there].table(OF_ANOTHER_RELEASE).set(("web", "web-1"), &7).await.expect("sets");
     let ended = end(&web).await;
     assert_eq!(ended, RegistrationState::Replaced { by: None });
@@ -377,10 +377,26 @@ async fn what_is_out_of_range_is_refused_before_anything_is_sent() {
     for id in ["", "\u{7f}", &long] {
         refused("instance id", services.register("web", at(80)).id(id)).await;
     }
-    for address in
-        ["", "host", "host:", "host:0", "host:65536", "host:+80", ":80", "::1:80", "[::1:80", "a b:80", &long]
-    {
+    for address in [
+        "",
+        "host",
+        "host:",
+        "host:0",
+        "host:65536",
+        "host:+80",
+        ":80",
+        "::1:80",
+        "[::1:80",
+        "a b:80",
+        "[web]x:80",
+        &long,
+    ] {
         refused("address", services.register("web", Instance::new(address))).await;
+    }
+    for host in
+        ["10.0.0.7:80", "a;b", "x/y", "a b", "a\n", "häuser", "[::1]", "fe80::1%eth0", "::g", "{web}", "", &long]
+    {
+        refused("address", services.register("web", Instance::at(host, 80))).await;
     }
     refused("metadata", services.register("web", at(80).meta("k", "x".repeat(INSTANCE_METADATA_BYTES_MAX)))).await;
     let many = (0..=INSTANCE_METADATA_MAX).fold(at(80), |instance, nth| instance.meta(nth.to_string(), ""));
@@ -393,6 +409,23 @@ async fn what_is_out_of_range_is_refused_before_anything_is_sent() {
     assert_eq!(trio.nodes[0].status().revision, before);
     assert_eq!(before, Revision::ZERO);
     trio.stop().await;
+}
+
+#[test]
+fn a_host_is_an_ip_address_or_a_name() {
+    let longest = "x".repeat(INSTANCE_HOST_BYTES_MAX);
+    for host in
+        ["10.0.0.7", "::1", "2001:db8::7", "::ffff:10.0.0.7", "localhost", "web-1.EXAMPLE.org.", "_web_2", &longest]
+    {
+        assert_eq!(Instance::at(host, 80).check(), Ok(()), "{host}");
+    }
+    assert_eq!(Instance::new("[2001:db8::7]:80").check(), Ok(()));
+    assert_eq!(Instance::from(std::net::SocketAddr::from(([0u16, 0, 0, 0, 0, 0, 0, 1], 80))).check(), Ok(()));
+}
+
+#[test]
+fn the_table_leaves_the_plain_name_to_programs() {
+    assert_eq!(SERVICES.name(), "quorate.services");
 }
 
 /// What other programs, and other releases, find in the table.

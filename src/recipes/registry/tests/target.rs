@@ -60,7 +60,9 @@ async fn a_registrar_that_comes_back_replaces_its_targets_at_once_and_the_old_on
     let mut new = target(&trio.nodes[there], "c-1").await;
     assert!(new.incarnation() > old.incarnation());
     let replaced = Renewal::Replaced { by: Some(new.incarnation()) };
+    assert!(!old.is_replaced() && !new.is_replaced(), "nobody has looked");
     assert_eq!((old.renew().await, old.update(at(81)).await), (Ok(replaced), Ok(replaced)));
+    assert!(old.is_replaced());
     old.deregister().await.expect("ends its lease");
     rt::sleep(TTL / 2).await;
     assert_eq!(new.renew().await, Ok(Renewal::Renewed));
