@@ -3,10 +3,14 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::builder::Builder;
+use super::turns::{Turn, Turns};
 use crate::command::{Command, Refusal, Resolution, Response};
 use crate::config::Timing;
 use crate::error::{Error, Obstacle, StartError};
@@ -41,6 +45,7 @@ pub struct Cluster {
 /// Ends with the last clone of the public handle; the node's own tasks hold on to the node, not to this.
 struct Handle {
     node: Arc<Node>,
+    turns: Turns,
 }
 
 /// A handle that does not keep its node running.
@@ -118,7 +123,7 @@ pub enum Health {
 
 impl Cluster {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Cluster { handle: Arc::new(Handle { node }) }
+        Cluster { handle: Arc::new(Handle { node, turns: Turns::default() }) }
     }
 
     #[cfg(any(test, feature = "sim"))]
@@ -128,6 +133,20 @@ impl Cluster {
 
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.handle.node
+    }
+
+    /// Waits for this process's turn at changing `key`, at most `timeout`.
+    pub(crate) async fn turn(&self, key: Bytes, timeout: Duration) -> Result<Turn, Error> {
+        // Whatever executor this runs on: only waiting needs the node's clock.
+        if let Some(turn) = self.handle.turns.take(key.clone()).now_or_never() {
+            return Ok(turn);
+        }
+        let turns = self.handle.turns.clone();
+        let waiting = self.on_node(move |_| async move {
+            let waited = rt::timeout(timeout, turns.take(key)).await;
+            waited.map_err(|_| Error::NotApplied { why: Obstacle::Timeout, waited: timeout })
+        });
+        waiting.await
     }
 
     /// Describes a node called `name`, to be started by awaiting the builder. The name is what operators and formation lists

@@ -18,6 +18,7 @@ pub(crate) mod snapshot;
 pub(crate) mod table;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod turns;
 pub(crate) mod txn;
 pub(crate) mod update;
 pub(crate) mod watch;

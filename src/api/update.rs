@@ -66,7 +66,8 @@ impl Rules {
 /// writes nothing, be it an error, is confirmed by one linearizable read: the value it was said of may be an old one.
 ///
 /// # Errors
-/// Those of `change`. [`Error::NotApplied`] after the last attempt, or when the time was up. [`Error::Indeterminate`] for the
+/// Those of `change`. [`Error::NotApplied`] after the last attempt (others of this process wait for each other, so that it is
+/// other processes who came first), or when the time was up. [`Error::Indeterminate`] for the
 /// attempt under way then.
 pub(crate) async fn rewrite<T>(
     cluster: &Cluster,
@@ -76,6 +77,7 @@ pub(crate) async fn rewrite<T>(
 ) -> Result<Rewritten<T>, Error> {
     cluster.node().check_open()?;
     let mut retry = Retry::new(rules.attempts, rules.timeout)?;
+    let _turn = cluster.turn(key.clone(), retry.left()).await?;
     // What this node happens to know will do to begin with: if it is not the newest, the answer brings that.
     let (mut old, _) = present(cluster, key, Moment::Stale, &Fences::default(), rules.timeout).await?;
     loop {

@@ -13,6 +13,7 @@ use std::future::IntoFuture;
 use std::ops::Deref;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::closure::{Outcome, Txn};
@@ -22,6 +23,9 @@ use crate::api::read::{Moment, Reading};
 use crate::api::retry::{Retry, TXN_ATTEMPTS};
 use crate::error::Error;
 use crate::types::Revision;
+
+/// Attempts that a closure makes without waiting for the others of this process: a conflict now and then costs no line.
+const ATTEMPTS_AT_ONCE: u32 = 3;
 
 type Closure<R, E> = Box<dyn FnMut(&mut Txn) -> Result<R, E> + Send>;
 
@@ -102,8 +106,13 @@ impl<R, E: From<Error>> Transact<R, E> {
     async fn run(mut self) -> Result<Committed<R>, E> {
         let mut retry = Retry::new(self.attempts, self.timeout)?;
         let mut reading = Reading::new(&self.cluster);
+        let mut turn = None;
         loop {
             retry.again()?;
+            if retry.attempt() > ATTEMPTS_AT_ONCE && turn.is_none() {
+                // What it will read nobody knows, so all that have come so far stand in one line.
+                turn = Some(self.cluster.turn(Bytes::new(), retry.left()).await?);
+            }
             reading.timeout = retry.left();
             let view = reading.view().await?;
             let revision = view.revision;

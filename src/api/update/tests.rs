@@ -11,6 +11,7 @@ use crate::api::table::Table;
 use crate::api::testing::{Trio, ms, single, until};
 use crate::codec::Json;
 use crate::error::Obstacle;
+use crate::rt;
 
 fn add_one(n: Option<&u64>) -> Option<u64> {
     Some(n.map_or(1, |n| n + 1))
@@ -70,14 +71,20 @@ async fn everybody_who_updates_is_counted_once_from_every_node() {
 
 #[tokio::test(start_paused = true)]
 async fn an_update_gives_up_after_its_attempts_and_not_before() {
-    let cluster = single(|_| {}).await;
-    cluster.set("warm", &0u64).await.expect("written");
-    let done = join_all((0..4).map(|_| cluster.update("n", add_one).attempts(3).into_future())).await;
-    let failed: Vec<_> = done.iter().filter_map(|done| done.as_ref().err()).collect();
-    let [Error::NotApplied { why: Obstacle::Conflict { attempts: 3 }, .. }] = failed[..] else { panic!("{done:?}") };
-    assert_eq!(cluster.get::<u64>("n").await.expect("read").map(|n| *n), Some(3));
-    let never = cluster.update("n", add_one).attempts(0).await;
+    let trio = Trio::start().await;
+    let (leader, follower, _) = trio.roles().await;
+    let node = &trio.nodes[follower];
+    node.update("n", add_one).await.expect("updated");
+    let writing = async { trio.nodes[leader].set("n", &5u64).await.expect("written") };
+    trio.behind_its_back(follower, writing).await;
+    let refused = node.update("n", add_one).attempts(1).await;
+    let conflict = matches!(refused, Err(Error::NotApplied { why: Obstacle::Conflict { attempts: 1 }, .. }));
+    assert!(conflict, "{refused:?}");
+    let done = node.update("n", add_one).attempts(2).await.expect("updated");
+    assert_eq!(done.new.map(|n| *n), Some(6));
+    let never = node.update("n", add_one).attempts(0).await;
     assert!(matches!(never, Err(Error::Invalid { what: "attempts", .. })), "{never:?}");
+    trio.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,4 +132,30 @@ async fn a_tables_key_is_updated_with_its_codec() {
         assert_eq!(done.new.expect("put").value, vec![7; length]);
     }
     assert_eq!(cluster.table(LISTS).get(("a", 1)).await.expect("read").expect("put").value, vec![7; 3]);
+}
+
+/// Who was first is answered first, and would be first again: without turns the others tried a thousand times and gave up.
+#[tokio::test(start_paused = true)]
+async fn of_many_who_change_one_key_without_a_pause_each_comes_to_his_turn() {
+    let cluster = single(|_| {}).await;
+    let workers = (0..16).map(|nth| {
+        let cluster = cluster.clone();
+        rt::spawn("worker", async move {
+            for _ in 0..25 {
+                cluster.update("hot", add_one).attempts(20).await.expect("its turn comes");
+                let add = |t: &mut crate::Txn| {
+                    let next = t.get::<u64>("hotter")?.map_or(1, |n| *n + 1);
+                    t.put("hotter", &next).map(drop)
+                };
+                cluster.txn(add).attempts(60).await.unwrap_or_else(|error| panic!("{nth}: {error}"));
+            }
+        })
+    });
+    for worker in workers.collect::<Vec<_>>() {
+        worker.await.expect("no panic");
+    }
+    for key in ["hot", "hotter"] {
+        assert_eq!(cluster.get::<u64>(key).await.expect("read").map(|n| *n), Some(16 * 25));
+    }
+    cluster.shutdown().await.expect("stops");
 }
