@@ -29,7 +29,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 
 pub use self::delta::{Change, Delta};
-use self::follow::{Line, Published};
+use self::follow::{Latest, Line, Published};
 pub use self::one::{MirrorKey, OpenMirrorKey};
 pub use self::snapshot::{Mirrored, MirroredEntries};
 use super::cluster::Cluster;
@@ -77,9 +77,9 @@ where
         self.reading.view().await?;
         let node = self.reading.cluster.node();
         let feed = Feed::open(node, keys, Start::Initial, Lag::Coalesce, false)?;
-        let (line, published) = follow::start(node, feed, self.table, self.layout).await?;
-        let seen = published.with(|published| published.snapshot.clone());
-        Ok(Mirror { line: Arc::new(line), published, seen })
+        let (line, latest, published) = follow::start(node, feed, self.table, self.layout).await?;
+        let seen = latest.load_full();
+        Ok(Mirror { line: Arc::new(line), latest, published, seen })
     }
 }
 
@@ -105,16 +105,17 @@ where
 /// The verbs are those of `tokio::sync::watch`.
 pub struct Mirror<V: 'static, K = String> {
     line: Arc<Line>,
-    published: watch::Receiver<Published<V, K>>,
+    latest: Latest<V, K>,
+    published: watch::Receiver<Published>,
     seen: Arc<Mirrored<V, K>>,
 }
 
 impl<V, K> Mirror<V, K> {
-    /// The present state: no I/O, and no wait but for a lock that is held while a pointer is copied.
+    /// The present state, without I/O and without a lock.
     ///
     /// Does not count as looked at: see [`Mirror::borrow_and_update`].
     pub fn load(&self) -> Arc<Mirrored<V, K>> {
-        self.published.with(|published| published.snapshot.clone())
+        self.latest.load_full()
     }
 
     /// The present state, which counts as seen: [`Mirror::changed`] goes on from here.
@@ -125,7 +126,7 @@ impl<V, K> Mirror<V, K> {
 
     /// Whether there is a newer state than the one that this handle has seen last.
     pub fn has_changed(&self) -> bool {
-        !self.published.with(|published| Arc::ptr_eq(&published.snapshot, &self.seen))
+        !Arc::ptr_eq(&self.latest.load(), &self.seen)
     }
 
     /// Waits until the mirrored keys are not as this handle saw them last, and returns what is different.
@@ -236,9 +237,8 @@ impl<V, K> Mirror<V, K> {
         }
         loop {
             let over = self.over();
-            let (place, snapshot) = published.with(|published| (published.place, published.snapshot.clone()));
-            if place >= revision {
-                return Ok(snapshot);
+            if published.with(|published| published.place) >= revision {
+                return Ok(self.load());
             }
             match over {
                 Some(error) => return Err(error),
@@ -277,7 +277,8 @@ impl<V, K> Mirror<V, K> {
 
 impl<V, K> Clone for Mirror<V, K> {
     fn clone(&self) -> Self {
-        Mirror { line: self.line.clone(), published: self.published.clone(), seen: self.seen.clone() }
+        let Mirror { line, latest, published, seen } = self;
+        Mirror { line: line.clone(), latest: latest.clone(), published: published.clone(), seen: seen.clone() }
     }
 }
 

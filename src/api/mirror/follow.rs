@@ -5,6 +5,7 @@ use std::mem;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak};
 
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use super::delta::{Causes, locked};
@@ -22,12 +23,14 @@ use crate::types::Revision;
 /// Events worked through before others on the runtime get their turn: values are decoded here, in well below a millisecond.
 const EVENTS_PER_TURN: usize = 256;
 
-/// What the handles see.
-pub(super) struct Published<V, K> {
-    pub(super) snapshot: Arc<Mirrored<V, K>>,
-    /// Everything that happened to the mirrored keys up to here is in the snapshot.
+/// The present state.
+pub(super) type Latest<V, K> = Arc<ArcSwap<Mirrored<V, K>>>;
+
+/// What is told to those who wait.
+pub(super) struct Published {
+    /// The state shows everything up to here.
     pub(super) place: Revision,
-    /// Why there will be nothing further.
+    /// Why there will be no other state.
     pub(super) ended: Option<Error>,
 }
 
@@ -53,43 +56,39 @@ pub(super) async fn start<V, K>(
     mut feed: Feed,
     table: &'static str,
     layout: Layout<V, K>,
-) -> Result<(Line, watch::Receiver<Published<V, K>>), Error>
+) -> Result<(Line, Latest<V, K>, watch::Receiver<Published>), Error>
 where
     V: Send + Sync + 'static,
     K: Send + Sync + 'static,
 {
     let shared = Arc::new(Shared::default());
     let first = poll_fn(|cx| feed.poll_next(cx)).await.expect("a feed begins with a batch or an error")?;
-    let mut follower =
-        Follower { now: Arc::new(Mirrored::empty(table, Revision::ZERO)), layout, shared: shared.clone() };
+    let now = Arc::new(Mirrored::empty(table, Revision::ZERO));
+    let latest = Latest::new(ArcSwap::new(now.clone()));
+    let mut follower = Follower { now, latest: latest.clone(), layout, shared: shared.clone() };
     follower.take(first).await;
-    let published = Published { snapshot: follower.now.clone(), place: feed.place(), ended: None };
-    let (sender, receiver) = watch::channel(published);
+    let (sender, receiver) = watch::channel(Published { place: feed.place(), ended: None });
     let task = node.spawn("mirror", follower.follow(feed, sender)).abort_on_drop();
-    Ok((Line { shared, node: Arc::downgrade(node), _task: task }, receiver))
+    Ok((Line { shared, node: Arc::downgrade(node), _task: task }, latest, receiver))
 }
 
 struct Follower<V: 'static, K> {
     now: Arc<Mirrored<V, K>>,
+    latest: Latest<V, K>,
     layout: Layout<V, K>,
     shared: Arc<Shared>,
 }
 
 impl<V, K> Follower<V, K> {
     /// Until the node stops.
-    async fn follow(mut self, mut feed: Feed, sender: watch::Sender<Published<V, K>>) {
+    async fn follow(mut self, mut feed: Feed, sender: watch::Sender<Published>) {
         while let Some(next) = self.next(&mut feed, &sender).await {
             match next {
                 Ok(batch) => {
                     let revision = batch.revision;
                     self.take(batch).await;
-                    let mut before = self.now.clone();
-                    sender.send_modify(|published| {
-                        mem::swap(&mut published.snapshot, &mut before);
-                        published.place = revision;
-                    });
-                    // Not while the lock is held: it may be the last one to hold on to a whole state.
-                    drop(before);
+                    // Behind the state: who is told of a place finds it.
+                    sender.send_modify(|published| published.place = revision);
                 }
                 Err(error) => return sender.send_modify(|published| published.ended = Some(error)),
             }
@@ -97,7 +96,7 @@ impl<V, K> Follower<V, K> {
     }
 
     /// The next batch. Publishes the place whenever there is none yet.
-    async fn next(&self, feed: &mut Feed, sender: &watch::Sender<Published<V, K>>) -> Option<Result<Stored, Error>> {
+    async fn next(&self, feed: &mut Feed, sender: &watch::Sender<Published>) -> Option<Result<Stored, Error>> {
         let mut poked = pin!(self.shared.poke.notified());
         poll_fn(|cx| {
             loop {
@@ -122,6 +121,7 @@ impl<V, K> Follower<V, K> {
             BatchKind::Initial | BatchKind::Resync => self.listed(batch).await,
         };
         self.now = Arc::new(next);
+        self.latest.store(self.now.clone());
     }
 
     async fn changed(&self, batch: Stored) -> Mirrored<V, K> {
