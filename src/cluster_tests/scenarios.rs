@@ -12,7 +12,7 @@ use super::support::converged;
 use crate::api::cluster::{Cluster, Health, Outcome};
 use crate::api::txn::put;
 use crate::config::Timing;
-use crate::error::Error;
+use crate::error::{Error, Obstacle};
 use crate::rt::{self, Instant};
 use crate::sim::{LostWrites, Play, Sim, Wire, play};
 
@@ -255,6 +255,37 @@ fn a_member_whose_directory_was_set_back_is_stopped_and_named_and_the_others_go_
         sim.run_for(SECOND).await;
         assert!(sim.exit(member).unwrap().is_some_and(|why| why.contains("Failed")));
         written(&node(&sim, other), "k", 3).await;
+    });
+}
+
+/// Beyond what one process may have under way a write is refused, and nothing else happens to it or to others; leases that end
+/// together are ended in batches; and while that goes on others are served.
+#[test]
+fn a_flood_of_writes_is_refused_beyond_its_limit_and_thousands_of_leases_end_together_while_others_are_served() {
+    const FLOOD: u64 = 6000;
+    three(18, |sim, trio| async move {
+        let [one, two] = trio.others();
+        let (flooded, beside) = (node(&sim, one), node(&sim, two));
+        let ttl = Duration::from_secs(3);
+        let set = |n| flooded.set(format!("flood/{n}"), &n).ttl(ttl).timeout(SOON * 3).into_future();
+        let flood: Vec<_> = (0..FLOOD).map(|n| rt::spawn("flood", set(n))).collect();
+        written(&beside, "k", 1).await;
+        let (mut done, mut refused) = (0, 0);
+        for write in flood {
+            match write.await.expect("no panic") {
+                Ok(_) => done += 1,
+                Err(Error::NotApplied { why: Obstacle::Busy { limit: 4096, .. }, .. }) => refused += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!(done >= 4096 && refused > 0, "{done} written, {refused} refused");
+        assert_eq!(beside.range::<u64>(crate::prefix("flood/")).count().await.expect("served"), done);
+        let ended = Instant::now() + ttl + SOON;
+        while beside.range::<u64>(crate::prefix("flood/")).count().timeout(SOON).await.expect("served") > 0 {
+            assert!(Instant::now() < ended, "leases are left");
+            written(&beside, "k", 2).await;
+        }
+        assert_eq!(found(&node(&sim, &trio.leader), "k").await.unwrap(), Some(2));
     });
 }
 
