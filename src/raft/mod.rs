@@ -324,7 +324,8 @@ impl Raft {
         Some(served.unwrap_or_else(|failure| Reply::Failed { why: failure.to_string() }))
     }
 
-    /// A log that was acknowledged grows or is replaced by another leader's; under one leader it never ends earlier.
+    /// An append is acknowledged when it is on disk, so nothing short of another disk ends a log below it: under one leader it
+    /// only grows, and before another's entries replace it that leader's vote is saved.
     fn serve_reminder(&self, vote: &Vote, index: u64) -> Reply {
         let end = self.inner.log.bounds().1.map_or(0, |last| last.index);
         let follows = self.inner.log.vote().is_some_and(|own| own.leader == vote.leader);

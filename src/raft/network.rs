@@ -190,11 +190,12 @@ impl Client {
         };
         let reminder = Request::Reminder { vote, index };
         let reply = self.link.ask(&self.peer, Some(self.target), Lane::Control, &reminder, limit).await;
-        let held = matches!(reply, Ok(Reply::Reminded { held: true }));
-        if !held {
-            tracing::error!(peer = %self.peer, index, ?reply, "a follower has lost entries that it had acknowledged");
+        // Without an answer nothing is known: it is asked again with the next frame.
+        if let Ok(Reply::Reminded { held: false }) = reply {
+            tracing::error!(peer = %self.peer, index, "a follower has lost entries that it had acknowledged");
         }
-        Err(Unreachable::from_string(format!("it acknowledged entry {index}, and holds it now: {held}")).into())
+        Err(Unreachable::from_string(format!("it acknowledged entry {index}, and was asked whether it is there"))
+            .into())
     }
 
     fn rpc_error(&self, error: LinkError, limit: Duration) -> Rpc {
