@@ -343,7 +343,9 @@ struct FaultHandle {
 
 impl FaultHandle {
     /// Tells a simulated world what is done to the file.
+    #[cfg_attr(not(any(test, feature = "sim")), expect(unused_variables, reason = "there is no world to tell"))]
     fn trace(&self, what: &'static str, bits: &[u64]) {
+        #[cfg(any(test, feature = "sim"))]
         crate::rt::sim::trace(what, &[&[self.file as u64, self.generation], bits].concat());
     }
 
