@@ -49,9 +49,14 @@ pub(crate) fn decode_proposal(bytes: Bytes) -> Result<Proposal, DecodeError> {
 
 pub(crate) fn encode_response(response: &Response) -> Bytes {
     let mut w = Writer::with_capacity(32);
-    w.u8(RESPONSE_FORMAT);
-    write_response(&mut w, response);
+    put_response(&mut w, response);
     w.finish()
+}
+
+/// Appends what [`encode_response`] would return.
+pub(super) fn put_response(w: &mut Writer, response: &Response) {
+    w.u8(RESPONSE_FORMAT);
+    write_response(w, response);
 }
 
 pub(crate) fn decode_response(bytes: Bytes) -> Result<Response, DecodeError> {

@@ -5,9 +5,9 @@
 
 use bytes::Bytes;
 
-use super::command::{format_version, read_client, read_lease, read_revision};
+use super::command::{format_version, put_response, read_client, read_lease, read_revision};
 use super::wire::{DecodeError, Reader, Writer, unseal};
-use crate::command::RecordId;
+use crate::command::{RecordId, Response};
 use crate::types::{ClientId, LeaseId, Revision};
 
 /// Key of the one [`Meta`] row.
@@ -177,18 +177,36 @@ pub(crate) fn decode_answer_key(key: &[u8]) -> Result<(ClientId, u64), DecodeErr
 }
 
 pub(crate) fn encode_answer(answer: &AnswerRow) -> Bytes {
+    match &answer.outcome {
+        Outcome::Decided { applied, response } => decided(answer.low, *applied, |w| w.raw(response)).0.into(),
+        Outcome::Never => {
+            let mut w = answer_writer(answer.low);
+            w.u8(2);
+            w.seal()
+        }
+    }
+}
+
+/// [`encode_answer`] of a response that is not encoded yet, and how many bytes the response takes in it.
+pub(crate) fn encode_decided(low: u64, applied: Option<Revision>, response: &Response) -> (Vec<u8>, usize) {
+    decided(low, applied, |w| put_response(w, response))
+}
+
+fn decided(low: u64, applied: Option<Revision>, put_response: impl FnOnce(&mut Writer)) -> (Vec<u8>, usize) {
+    let mut w = answer_writer(low);
+    w.u8(1);
+    w.option(applied, |w, revision| w.varint(revision.get()));
+    let head = w.len();
+    put_response(&mut w);
+    let size = w.len() - head;
+    (w.sealed(), size)
+}
+
+fn answer_writer(low: u64) -> Writer {
     let mut w = Writer::sealing(48);
     w.u8(ANSWER_FORMAT);
-    w.varint(answer.low);
-    match &answer.outcome {
-        Outcome::Decided { applied, response } => {
-            w.u8(1);
-            w.option(*applied, |w, revision| w.varint(revision.get()));
-            w.raw(response);
-        }
-        Outcome::Never => w.u8(2),
-    }
-    w.seal()
+    w.varint(low);
+    w
 }
 
 pub(crate) fn decode_answer(row: Bytes) -> Result<AnswerRow, DecodeError> {

@@ -135,10 +135,15 @@ impl Writer {
     }
 
     /// The body behind its CRC-32 (IEEE); see [`unseal`].
-    pub(crate) fn seal(mut self) -> Bytes {
+    pub(crate) fn seal(self) -> Bytes {
+        self.sealed().into()
+    }
+
+    /// As [`Writer::seal`], for what is copied anyway.
+    pub(crate) fn sealed(mut self) -> Vec<u8> {
         let (crc, body) = self.buf.split_at_mut(SEAL_BYTES);
         crc.copy_from_slice(&crc32fast::hash(body).to_le_bytes());
-        self.finish()
+        self.buf
     }
 }
 

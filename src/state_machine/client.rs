@@ -15,16 +15,17 @@
 //! A watermark above the stamp's own number would declare the very mutation answered that asks for an answer. It is
 //! taken as that number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::apply::Entry;
 use super::hash::row_hash;
 use super::state::damaged;
 use super::{RowError, RowSpace, Rows, RowsRead, State};
-use crate::command::{Refusal, Resolution, Response, Stamp};
-use crate::format::command::{decode_response, encode_response};
+use crate::command::{Refusal, Resolution, Response, Stamp, TxnResponse};
+use crate::format::command::decode_response;
 use crate::format::rows::{
     AnswerRow, ClientRow, LeaseKind, Outcome, answer_key, client_key, decode_answer, encode_answer, encode_client,
+    encode_decided,
 };
 use crate::rt::{Mark, mark, mutant};
 use crate::types::{ClientId, Revision, Ticket};
@@ -50,9 +51,10 @@ pub(super) struct Client {
     row: ClientRow,
     /// The watermark. Also in the row of the last answer that was recorded; in the client's own row only when it moved
     /// without one.
-    pub(super) low: u64,
-    /// The remembered numbers, each with the hash of its row. All lie within [`ANSWERS_MAX`] from the watermark.
-    pub(super) answers: BTreeMap<u64, u64>,
+    low: u64,
+    /// The hash of the row of each remembered number from the watermark on; `None` for one that is not remembered. As long
+    /// as the highest needs it to be, so never longer than [`ANSWERS_MAX`].
+    answers: VecDeque<Option<u64>>,
 }
 
 impl Clients {
@@ -61,7 +63,7 @@ impl Clients {
     }
 
     pub(super) fn insert(&mut self, client: ClientId, row: ClientRow) {
-        self.records.insert(client, Client { row, low: row.low, answers: BTreeMap::new() });
+        self.records.insert(client, Client { row, low: row.low, answers: VecDeque::new() });
     }
 
     pub(super) fn record_mut(&mut self, client: ClientId) -> Option<&mut Client> {
@@ -81,10 +83,49 @@ impl Client {
     fn place(&self, seq: u64) -> Place {
         match seq.checked_sub(self.low) {
             None => Place::Forgotten { low: self.low },
-            Some(_) if self.answers.contains_key(&seq) => Place::Remembered,
+            Some(ahead) if self.is_remembered(ahead) => Place::Remembered,
             Some(ahead) if ahead >= ANSWERS_MAX => Place::TooFarAhead,
             Some(_) => Place::Open,
         }
+    }
+
+    fn is_remembered(&self, ahead: u64) -> bool {
+        usize::try_from(ahead).ok().and_then(|ahead| self.answers.get(ahead)).is_some_and(Option::is_some)
+    }
+
+    /// Notes the row of an open number, at or above the watermark and within [`ANSWERS_MAX`] of it.
+    fn remember(&mut self, seq: u64, hash: u64) {
+        let ahead = usize::try_from(seq - self.low).expect("a number that is too far ahead is not remembered");
+        if self.answers.len() <= ahead {
+            self.answers.resize(ahead + 1, None);
+        }
+        let earlier = self.answers[ahead].replace(hash);
+        assert_eq!(earlier, None, "number {seq} is decided twice");
+    }
+
+    /// Raises the watermark; answers the remembered numbers that are below it now, each with the hash of its row.
+    fn raise(&mut self, low: u64) -> Vec<(u64, u64)> {
+        let below = usize::try_from(low - self.low).unwrap_or(usize::MAX).min(self.answers.len());
+        let numbers = self.low..;
+        self.low = low;
+        let forgotten = numbers.zip(self.answers.drain(..below));
+        forgotten.filter_map(|(seq, hash)| Some((seq, hash?))).collect()
+    }
+
+    /// Every remembered number with the hash of its row.
+    fn remembered(&self) -> impl Iterator<Item = (u64, u64)> {
+        (self.low..).zip(&self.answers).filter_map(|(seq, hash)| Some((seq, (*hash)?)))
+    }
+
+    /// Takes over an answer that was recorded under the watermark `low`, the lower numbers first. False if this cannot be:
+    /// what is below a watermark was removed with it, and what is far above was never recorded.
+    pub(super) fn load_answer(&mut self, seq: u64, hash: u64, low: u64) -> bool {
+        let lost = if low > self.low { self.raise(low) } else { Vec::new() };
+        let is_open = matches!(self.place(seq), Place::Open);
+        if is_open {
+            self.remember(seq, hash);
+        }
+        lost.is_empty() && is_open
     }
 }
 
@@ -139,7 +180,7 @@ impl State {
                 if applied.is_none() && mutant("record_only_effective") {
                     return Ok(response);
                 }
-                self.remember(rows, ticket, outcome(applied, &response))?;
+                self.remember(rows, ticket, |low| encode_outcome(low, applied, &response))?;
                 return Ok(response);
             }
             Place::Forgotten { low } => Response::Refused(Refusal::Forgotten { low }),
@@ -177,7 +218,7 @@ impl State {
         let Some(client) = self.clients.records.get(&ticket.client) else { return Ok(Resolution::Unknowable) };
         let resolution = match client.place(ticket.seq) {
             Place::Open => {
-                self.remember(rows, ticket, Outcome::Never)?;
+                self.remember(rows, ticket, |low| encode_answer(&AnswerRow { low, outcome: Outcome::Never }).into())?;
                 return Ok(Resolution::Never);
             }
             Place::Forgotten { .. } | Place::TooFarAhead => Resolution::Unknowable,
@@ -203,10 +244,7 @@ impl State {
         if low <= client.low {
             return Ok(Some(false));
         }
-        client.low = low;
-        let kept = client.answers.split_off(&low);
-        let forgotten = std::mem::replace(&mut client.answers, kept);
-        for (seq, hash) in forgotten {
+        for (seq, hash) in client.raise(low) {
             self.drop_row(rows, RowSpace::Answer, &answer_key(stamp.client, seq), hash)?;
         }
         Ok(Some(true))
@@ -224,14 +262,19 @@ impl State {
         Ok(())
     }
 
-    /// Records the outcome, unless the client has just ended itself: then its doubles meet an unknown client.
-    fn remember(&mut self, rows: &mut dyn Rows, ticket: Ticket, outcome: Outcome) -> Result<(), RowError> {
+    /// Records an outcome, which is encoded with the client's watermark, unless the client has just ended itself: then its
+    /// doubles meet an unknown client.
+    fn remember(
+        &mut self,
+        rows: &mut dyn Rows,
+        ticket: Ticket,
+        encode: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<(), RowError> {
         let Some(client) = self.clients.records.get(&ticket.client) else { return Ok(()) };
-        let row = encode_answer(&AnswerRow { low: client.low, outcome });
+        let row = encode(client.low);
         let hash = self.add_row(rows, RowSpace::Answer, &answer_key(ticket.client, ticket.seq), &row)?;
         let client = self.clients.record_mut(ticket.client).expect("looked up above");
-        let earlier = client.answers.insert(ticket.seq, hash);
-        assert_eq!(earlier, None, "{ticket} is decided twice");
+        client.remember(ticket.seq, hash);
         Ok(())
     }
 
@@ -244,7 +287,7 @@ impl State {
     /// Drops a client record and its answers: its lease is over.
     pub(super) fn forget_client(&mut self, rows: &mut dyn Rows, id: ClientId) -> Result<(), RowError> {
         let client = self.clients.records.remove(&id).expect("a client lives as long as its lease");
-        for (seq, hash) in client.answers {
+        for (seq, hash) in client.remembered() {
             self.drop_row(rows, RowSpace::Answer, &answer_key(id, seq), hash)?;
         }
         let key = client_key(id);
@@ -253,18 +296,16 @@ impl State {
 }
 
 /// What is remembered of an answer: all of it, or without its results if they make it too large.
-fn outcome(applied: Option<Revision>, response: &Response) -> Outcome {
-    let whole = encode_response(response);
-    let response = match response {
-        Response::Txn(txn) if whole.len() > ANSWER_BYTES_MAX => {
-            let mut txn = txn.clone();
-            txn.results = Vec::new();
-            txn.elided = true;
-            encode_response(&Response::Txn(txn))
+fn encode_outcome(low: u64, applied: Option<Revision>, response: &Response) -> Vec<u8> {
+    let (row, size) = encode_decided(low, applied, response);
+    match response {
+        Response::Txn(txn) if size > ANSWER_BYTES_MAX => {
+            let (revision, changed, failed) = (txn.revision, txn.changed, txn.failed);
+            let short = TxnResponse { revision, changed, failed, results: Vec::new(), elided: true };
+            encode_decided(low, applied, &Response::Txn(short)).0
         }
-        _ => whole,
-    };
-    Outcome::Decided { applied, response }
+        _ => row,
+    }
 }
 
 /// The revision at which the command had its effect, if it had one. An effect on something else than a key has the

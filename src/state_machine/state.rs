@@ -213,9 +213,10 @@ impl State {
         let client = self.clients.record_mut(client);
         let client = client.ok_or_else(|| RowError(format!("answer {seq} of an unknown client")))?;
         self.sum = self.sum.wrapping_add(hash);
-        client.answers.insert(seq, hash);
-        client.low = client.low.max(low);
-        Ok(())
+        match client.load_answer(seq, hash, low) {
+            true => Ok(()),
+            false => Err(RowError(format!("answer {seq} is out of reach of the watermark {low}"))),
+        }
     }
 
     fn attach_leases(&mut self) -> Result<(), RowError> {
