@@ -113,6 +113,7 @@ impl State {
         };
         let stored = encode_record(id, &record);
         rows.put_record(id, &stored)?;
+        entry.expect_writes(1);
         entry.writes.push(Write { old: live, new: version_of(id, &record, record_hash(id, &stored)) });
         let Record { key, value, .. } = record;
         entry.changes.push(Change { id, prev, kind, key, value, created, version, lease });
@@ -151,6 +152,14 @@ impl State {
 }
 
 impl Entry<'_> {
+    /// Makes room for so many more writes, no more than that: most entries write one key, and what they did goes far.
+    pub(super) fn expect_writes(&mut self, count: usize) {
+        if self.writes.capacity() == 0 {
+            self.writes.reserve_exact(count);
+            self.changes.reserve_exact(count);
+        }
+    }
+
     pub(super) fn has_changes(&self) -> bool {
         !self.changes.is_empty()
     }

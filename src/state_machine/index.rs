@@ -234,16 +234,26 @@ impl KeyIndex {
         inner.pruned = inner.pruned.max(up_to);
     }
 
-    /// Forgets what each of these records made unreachable: the versions before it, and itself if it is a delete.
-    pub(super) fn prune<'a>(&self, records: impl IntoIterator<Item = (&'a [u8], RecordId)>) {
+    /// Forgets the versions that were superseded at or below `up_to`, deletes at or below it among them, of the next
+    /// [`SLICE_KEYS_MAX`] keys behind `after`. The last key looked at; `None` when there are no more.
+    ///
+    /// By going through all keys, not by looking up those that were written: one comes for a few nanoseconds where the other
+    /// has to be searched for.
+    pub(super) fn prune_slice(&self, after: Option<&ShortBytes>, up_to: RecordId) -> Option<ShortBytes> {
         let mut inner = self.write();
-        for (key, id) in records {
-            assert!(
-                id.revision <= inner.pruned,
-                "pruning at {id:?}, but reads are refused below {} only",
-                inner.pruned
-            );
-            inner.prune(key, id);
+        assert!(
+            up_to.revision <= inner.pruned,
+            "pruning up to {up_to:?}, but reads are refused below {} only",
+            inner.pruned
+        );
+        inner.prune_slice(after, up_to)
+    }
+
+    /// As [`KeyIndex::prune_slice`], of one key.
+    pub(super) fn prune_key(&self, key: &[u8], up_to: RecordId) {
+        let mut inner = self.write();
+        if inner.keys.get_mut(key).is_some_and(|history| !history.prune(up_to)) {
+            inner.keys.remove(key);
         }
     }
 
@@ -289,12 +299,22 @@ impl Inner {
         self.live = self.live + u64::from(version.is_live()) - u64::from(was_live);
     }
 
-    fn prune(&mut self, key: &[u8], id: RecordId) {
-        let Some(history) = self.keys.get_mut(key) else { return };
-        history.drop_before(id);
-        if history.newest.id() == id && !history.newest.is_live() {
-            self.keys.remove(key);
+    fn prune_slice(&mut self, after: Option<&ShortBytes>, up_to: RecordId) -> Option<ShortBytes> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let (mut gone, mut last) = (Vec::new(), None);
+        let mut looked_at = 0;
+        for (key, history) in self.keys.range_mut::<ShortBytes, _>((from, Bound::Unbounded)).take(SLICE_KEYS_MAX) {
+            looked_at += 1;
+            if !history.prune(up_to) {
+                gone.push(key.clone());
+            }
+            last = Some(key);
         }
+        let last = last.filter(|_| looked_at == SLICE_KEYS_MAX).cloned();
+        for key in gone {
+            self.keys.remove(&key);
+        }
+        last
     }
 }
 
@@ -302,7 +322,8 @@ impl History {
     fn push(&mut self, version: Version) {
         assert!(self.newest.id() < version.id(), "{version:?} is written after {:?}", self.newest);
         let superseded = std::mem::replace(&mut self.newest, version);
-        self.older.get_or_insert_default().push(superseded);
+        // Most keys have one such version, for a while.
+        self.older.get_or_insert_with(|| Box::new(Vec::with_capacity(1))).push(superseded);
     }
 
     fn newest_first(&self) -> impl Iterator<Item = &Version> {
@@ -314,13 +335,22 @@ impl History {
         version.is_live().then_some(*version)
     }
 
-    /// Drops the versions before `id`, and `id` itself if it is a delete with something written after it.
-    fn drop_before(&mut self, id: RecordId) {
-        let Some(older) = &mut self.older else { return };
-        older.retain(|version| version.id() > id || (version.id() == id && version.is_live()));
-        if older.is_empty() {
-            self.older = None;
+    /// Drops what was superseded at or below `up_to`, and deletes at or below it. Whether anything is left.
+    fn prune(&mut self, up_to: RecordId) -> bool {
+        if let Some(older) = &mut self.older {
+            // The last one at or below is what readers at `up_to` see, unless it is a delete.
+            let dropped = match older.partition_point(|version| version.id() <= up_to) {
+                all if self.newest.id() <= up_to => all,
+                0 => 0,
+                n if older[n - 1].is_live() => n - 1,
+                n => n,
+            };
+            older.drain(..dropped);
+            if older.is_empty() {
+                self.older = None;
+            }
         }
+        self.older.is_some() || self.newest.is_live() || self.newest.id() > up_to
     }
 }
 
@@ -375,12 +405,37 @@ mod tests {
         let kept = || index.versions(b"k", Revision::new(9), 9).iter().map(|v| v.revision).collect::<Vec<_>>();
         assert_eq!(kept(), [5, 4, 3, 2, 1]);
         index.refuse_below(Revision::new(5));
-        index.prune([(&b"k"[..], id(2))]);
-        assert_eq!(kept(), [5, 4, 3, 2]);
-        index.prune([(&b"k"[..], id(3))]);
-        assert_eq!(kept(), [5, 4]);
-        index.prune([(&b"k"[..], id(5))]);
-        assert!(kept().is_empty());
+        for (up_to, left) in [(1, &[5, 4, 3, 2, 1][..]), (2, &[5, 4, 3, 2]), (3, &[5, 4]), (4, &[5, 4]), (5, &[])] {
+            assert_eq!(index.prune_slice(None, id(up_to)), None);
+            assert_eq!(kept(), left, "up to {up_to}");
+        }
         assert!(index.read().keys.is_empty());
+    }
+
+    #[test]
+    fn pruning_goes_through_all_keys_a_slice_at_a_time() {
+        let index = KeyIndex::default();
+        let keys: Vec<String> = (0..2 * SLICE_KEYS_MAX + 1).map(|n| format!("{n:06}")).collect();
+        for revision in [1, 2] {
+            let id = RecordId { revision: Revision::new(revision), ordinal: 0 };
+            let version = Version::live(NewVersion {
+                id,
+                created: Revision::new(1),
+                version: revision,
+                lease: None,
+                hash: 0,
+                bytes: 0,
+            });
+            index.insert(keys.iter().map(|key| (key.as_bytes(), version)));
+        }
+        index.refuse_below(Revision::new(2));
+        let end = RecordId { revision: Revision::new(2), ordinal: u32::MAX };
+        let superseded = || index.read().keys.values().filter(|history| history.older.is_some()).count();
+        let mut after = None;
+        for left in [SLICE_KEYS_MAX + 1, 1, 0] {
+            after = index.prune_slice(after.as_ref(), end);
+            assert_eq!(superseded(), left);
+        }
+        assert!(after.is_none() && index.live() == keys.len() as u64);
     }
 }

@@ -61,8 +61,11 @@ impl Rows for MemRows {
         Ok(())
     }
 
-    fn remove_record(&mut self, id: RecordId) -> Result<(), RowError> {
-        self.records.remove(&id);
+    fn remove_records(&mut self, ids: &[RecordId]) -> Result<(), RowError> {
+        assert!(ids.is_sorted(), "{ids:?}");
+        for id in ids {
+            self.records.remove(id);
+        }
         Ok(())
     }
 

@@ -82,7 +82,8 @@ pub(crate) trait RowsRead {
 /// error.
 pub(crate) trait Rows: RowsRead {
     fn put_record(&mut self, id: RecordId, record: &[u8]) -> Result<(), RowError>;
-    fn remove_record(&mut self, id: RecordId) -> Result<(), RowError>;
+    /// Removes each of `ids`, which are in ascending order.
+    fn remove_records(&mut self, ids: &[RecordId]) -> Result<(), RowError>;
     fn put_row(&mut self, space: RowSpace, key: &[u8], value: &[u8]) -> Result<(), RowError>;
     fn remove_row(&mut self, space: RowSpace, key: &[u8]) -> Result<(), RowError>;
 }

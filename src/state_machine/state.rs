@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::client::Clients;
 use super::hash::{record_hash, row_hash};
-use super::history::Garbage;
+use super::history::{Garbage, Sweeping};
 use super::index::{KeyIndex, NewVersion, Version};
 use super::lease::Leases;
 use super::{RowError, RowSpace, Rows, RowsRead, read};
@@ -41,6 +41,7 @@ pub(crate) struct State {
     bytes: u64,
     /// Unreachable records up to here have been removed from the rows.
     pub(super) swept: RecordId,
+    pub(super) sweeping: Option<Sweeping>,
 }
 
 /// The state in figures.
@@ -82,6 +83,7 @@ impl State {
             sum: 0,
             bytes: 0,
             swept: swept.map_err(damaged("sweep position"))?.unwrap_or_default(),
+            sweeping: None,
         };
         state.index.refuse_below(state.meta.floor);
         rows.each_record(&mut |id, stored| state.load_record(id, stored))?;
@@ -185,7 +187,7 @@ impl State {
         garbage.add(old.as_ref(), &version);
         if id.revision <= self.meta.floor {
             self.discount(&garbage);
-            self.index.prune([(record.key.as_ref(), id)]);
+            self.index.prune_key(&record.key, id);
         } else {
             self.keep_garbage(garbage);
         }

@@ -30,6 +30,7 @@ impl State {
         }
         let mut results = Vec::with_capacity(branch.len());
         let mut budget = RANGE_BYTES_MAX;
+        entry.expect_writes(branch.len());
         for op in branch {
             results.push(self.run(rows, entry, op, &mut budget)?);
         }

@@ -53,8 +53,12 @@ pub(crate) const CHECKPOINT_ENTRIES: u64 = 8192;
 /// As [`CHECKPOINT_ENTRIES`], for the bytes of the entries and of arriving snapshots.
 pub(crate) const CHECKPOINT_BYTES: u64 = 8 << 20;
 
-/// Records that one slice of a sweep removes at most.
+/// Records that one slice of a sweep looks at or removes at most.
 pub(crate) const SWEEP_RECORDS: usize = 1024;
+
+/// Records that a sweep removes for each that counts as an entry towards a durable commit: those it removes together share
+/// pages.
+const SWEPT_PER_ENTRY: u64 = 4;
 
 pub(crate) struct StateEngine {
     /// `None` once closed.
@@ -70,8 +74,10 @@ pub(crate) struct StateEngine {
     unsynced: Unsynced,
     due: Option<Due>,
     views: LiveViews,
-    /// Nothing is left to sweep up to here; in a new run this is found out by sweeping.
-    swept: Revision,
+    /// Nothing has been applied between the last two ticks: the time for a sweep that would not be worth it otherwise.
+    quiet: bool,
+    /// Something has been applied since the last tick.
+    busy: bool,
     stage: Option<Stage>,
     stages_begun: u64,
     leftovers: Leftovers,
@@ -167,7 +173,8 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
         unsynced: Unsynced::default(),
         due: None,
         views,
-        swept: Revision::ZERO,
+        quiet: false,
+        busy: false,
         stage: None,
         stages_begun: 0,
         leftovers,
@@ -207,7 +214,10 @@ impl StateEngine {
                 done(applied);
             }
             Op::Checkpoint { done } => self.schedule(Durable::Checkpoint(Some(done))),
-            Op::Tick { now } => self.views.tick(now),
+            Op::Tick { now } => {
+                self.views.tick(now);
+                self.quiet = !std::mem::take(&mut self.busy);
+            }
             Op::Build { done } => self.schedule(Durable::Build(done)),
             Op::Whole { done } => done(self.guarded("read a snapshot", StateEngine::whole)),
             Op::StageBegin { meta, done } => done(self.guarded("begin a snapshot", |engine| engine.stage_begin(meta))),
@@ -256,6 +266,7 @@ impl StateEngine {
             Ok(applied)
         })?;
         self.unsynced.add(entries.len() as u64, bytes);
+        (self.busy, self.quiet) = (true, false);
         self.position = position;
         // Only now, behind the commit: a reader must not see what could still fail to be written.
         self.publish()?;
@@ -381,7 +392,7 @@ impl StateEngine {
     /// Does one slice of what can wait; false when there is nothing to do.
     fn tidy(&mut self) -> bool {
         let up_to = self.views.floor();
-        let tidied = if self.swept < up_to {
+        let tidied = if self.sweep_is_due(up_to) {
             self.guarded("sweep", |engine| engine.sweep_slice(up_to))
         } else if !self.leftovers.is_empty() {
             self.guarded("tidy up", StateEngine::leftover_slice)
@@ -395,17 +406,22 @@ impl StateEngine {
         true
     }
 
+    /// Whether a sweep is under way, or has enough to do to be worth it, or anything while there is nothing else to do.
+    fn sweep_is_due(&self, up_to: Revision) -> bool {
+        let state = &self.state;
+        state.is_sweeping() || state.should_sweep(up_to) || (self.quiet && state.can_sweep(up_to))
+    }
+
     fn sweep_slice(&mut self, up_to: Revision) -> Result<(), StorageError> {
         let (state, answers) = (&mut self.state, &mut self.answers);
-        let more = transact(self.db.as_ref(), Durability::None, |txn| {
+        transact(self.db.as_ref(), Durability::None, |txn| {
             let mut rows = LiveRows::new(TxnRows::new(txn, live_table), answers);
             state.sweep(&mut rows, up_to, SWEEP_RECORDS)
         })?;
-        self.unsynced.add(SWEEP_RECORDS as u64, 0);
-        if more {
+        self.unsynced.add(SWEEP_RECORDS as u64 / SWEPT_PER_ENTRY, 0);
+        if self.state.is_sweeping() {
             return Ok(());
         }
-        self.swept = up_to;
         // The newest view shows the same as before, but pins the pages of what has been removed.
         self.publish()
     }

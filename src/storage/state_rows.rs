@@ -181,8 +181,18 @@ impl Rows for LiveRows<'_, '_> {
         self.rows.put(Part::Records, &record_key(id), record)
     }
 
-    fn remove_record(&mut self, id: RecordId) -> Result<(), RowError> {
-        self.rows.remove(Part::Records, &record_key(id))
+    fn remove_records(&mut self, ids: &[RecordId]) -> Result<(), RowError> {
+        let [first, .., last] = ids else {
+            return ids.iter().try_for_each(|id| self.rows.remove(Part::Records, &record_key(*id)));
+        };
+        let (first, last) = (record_key(*first), record_key(*last));
+        let mut ids = ids.iter().map(|id| record_key(*id)).peekable();
+        let mut keep = |key: &[u8], _: &[u8]| {
+            while ids.next_if(|id| id.as_slice() < key).is_some() {}
+            ids.next_if(|id| id.as_slice() == key).is_none()
+        };
+        let records = self.rows.table_mut(Part::Records)?;
+        records.retain_in::<&[u8], _>(first.as_slice()..=last.as_slice(), &mut keep).map_err(disk)
     }
 
     fn put_row(&mut self, space: RowSpace, key: &[u8], value: &[u8]) -> Result<(), RowError> {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -38,6 +39,13 @@ pub(crate) async fn settle() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
+}
+
+/// Lets the state engine find that nothing has come for a while, and sweep.
+pub(crate) async fn quiet(store: &StateStore) {
+    store.tick(Duration::ZERO);
+    store.tick(Duration::ZERO);
+    settle().await;
 }
 
 /// Asks with a callback and waits for it. A callback that is dropped is an error, as it is to be.

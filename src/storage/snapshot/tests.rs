@@ -3,7 +3,9 @@ use std::slice;
 use super::super::disk::MemDisk;
 use super::super::fault_disk::{FaultDisk, PowerLoss};
 use super::super::state::{Installed, StageError};
-use super::super::support::{Node, ask, at, chunks, entry, everything, history, moment, put, replay, run, settle};
+use super::super::support::{
+    Node, ask, at, chunks, entry, everything, history, moment, put, quiet, replay, run, settle,
+};
 use super::super::view::View;
 use super::*;
 use crate::types::LogEntry;
@@ -21,9 +23,8 @@ async fn node_at(entries: &[LogEntry], unswept: bool) -> Node {
     }
     if !unswept {
         drop(first);
-        // Something has to happen for the engine to look again.
         ask::<_, StorageError>(|done| node.store.checkpoint(done)).await.unwrap();
-        settle().await;
+        quiet(&node.store).await;
     }
     node
 }

@@ -16,7 +16,6 @@ use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
 use crate::storage::state::{Answer, Installed, StageError};
 use crate::storage::state_rows::TxnRows;
 use crate::storage::view::LiveViews;
-use crate::types::Revision;
 
 impl StateEngine {
     pub(super) fn stage_begin(&mut self, meta: SnapshotMeta) -> Result<StageId, StorageError> {
@@ -103,7 +102,7 @@ impl StateEngine {
         self.answers.clear();
         // Views of the replaced state have an index of their own, which nothing is swept from any more.
         self.views = LiveViews::default();
-        self.swept = Revision::ZERO;
+        self.quiet = false;
         self.position = stage.meta;
         self.synced();
         self.shared.publish_snapshot(self.position.clone());

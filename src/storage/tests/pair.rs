@@ -12,7 +12,9 @@ use futures::FutureExt;
 
 use super::super::fault_disk::{Fault, FaultDisk, IoKind, PowerLoss, SplitMix};
 use super::super::state::{Installed, StageError};
-use super::super::support::{Moment, Node, Parts, ask, at, chunks, entry, history, moment, put, replay, run, settle};
+use super::super::support::{
+    Moment, Node, Parts, ask, at, chunks, entry, history, moment, put, quiet, replay, run, settle,
+};
 use crate::error::{StartError, StorageError};
 use crate::format::snapshot::SnapshotMeta;
 use crate::rt::worker::Drive;
@@ -96,8 +98,7 @@ async fn script(story: &Story, node: &Node, told: &RefCell<Told>) -> Result<(), 
     }
     drop(view);
     // Sweeps what the view had spared, in commits of its own.
-    node.store.tick(std::time::Duration::from_secs(1));
-    settle().await;
+    quiet(&node.store).await;
     node.checkpoint().await?;
     durable(43);
 
