@@ -105,7 +105,11 @@ pub(crate) fn drive_from<E: Engine>(mailbox: &Mailbox<E::Op>, name: &str, how: D
     match how {
         // Nothing in a simulation can wait for a thread.
         Drive::Thread if scope::simulated() => drop(Scope::current().spawn(None, "engine", running.run_inline(None))),
-        Drive::Thread => drop(thread::Builder::new().name(name.to_owned()).spawn(move || running.run_blocking())?),
+        Drive::Thread => {
+            let inbox = mailbox.inbox.clone();
+            let run = move || run_blocking(&inbox, Box::new(running));
+            drop(thread::Builder::new().name(name.to_owned()).spawn(run)?)
+        }
         Drive::Inline => drop(Scope::current().spawn(None, "engine", running.run_inline(None))),
         Drive::Delayed(delay) => drop(Scope::current().spawn(None, "engine", running.run_inline(Some(delay)))),
     }
@@ -165,7 +169,8 @@ pub(crate) struct Mailbox<Op> {
 
 impl<Op> Mailbox<Op> {
     pub(crate) fn new() -> Self {
-        let state = InboxState { queue: VecDeque::new(), senders: 1, closed: false, asleep: false, waker: None };
+        let queue = VecDeque::new();
+        let state = InboxState { queue, senders: 1, closed: false, asleep: false, parked: None, waker: None };
         Mailbox { inbox: Arc::new(Inbox { state: Mutex::new(state), arrived: Condvar::new() }) }
     }
 
@@ -177,6 +182,33 @@ impl<Op> Mailbox<Op> {
         }
         state.queue.push_back(op);
         self.inbox.notify(state);
+        Ok(())
+    }
+
+    /// As [`Mailbox::push`], but where the driver's thread sleeps, this thread takes the first step with `op` in its place.
+    ///
+    /// It saves the way to another thread and back, so it is for operations whose step takes no longer than that, and
+    /// neither waits nor syncs. What the engine says it has to do next is left to its own thread.
+    pub(crate) fn push_and_step(&self, op: Op) -> Result<(), Op> {
+        let mut state = self.inbox.lock();
+        if state.closed {
+            return Err(op);
+        }
+        // What its own thread has been woken for comes first.
+        let is_free = state.parked.as_ref().is_some_and(|parked| !parked.is_to_run(&state));
+        let Some(mut parked) = (if is_free { state.parked.take() } else { None }) else {
+            state.queue.push_back(op);
+            self.inbox.notify(state);
+            return Ok(());
+        };
+        drop(state);
+        parked.next = parked.running.step_with(op);
+        let mut state = self.inbox.lock();
+        let has_more = parked.is_to_run(&state);
+        state.parked = Some(parked);
+        if has_more {
+            self.inbox.notify(state);
+        }
         Ok(())
     }
 }
@@ -217,7 +249,22 @@ struct InboxState<Op> {
     closed: bool,
     /// The driver's thread waits for the condition. Otherwise there is nobody to wake, and no call into the kernel.
     asleep: bool,
+    /// The engine, while its thread sleeps with nothing to do and nobody else has it.
+    parked: Option<Parked<Op>>,
     waker: Option<Waker>,
+}
+
+/// An engine that its thread has left for whoever comes first.
+struct Parked<Op> {
+    running: Box<dyn Stepping<Op>>,
+    next: Next,
+}
+
+impl<Op> Parked<Op> {
+    /// Whether its own thread has something to do.
+    fn is_to_run(&self, state: &InboxState<Op>) -> bool {
+        !matches!(self.next, Next::Arrival) || self.running.due().is_some() || state.arrival().is_some()
+    }
 }
 
 /// What ended the wait for operations.
@@ -248,6 +295,20 @@ impl<Op> Inbox<Op> {
     /// Moves all that has come to the end of `queue`.
     fn take(&self, queue: &mut VecDeque<Op>) {
         queue.append(&mut self.lock().queue);
+    }
+
+    /// Leaves the engine here until it has something to do, which may be after others have made steps with it.
+    fn park(&self, running: Box<dyn Stepping<Op>>) -> Parked<Op> {
+        let mut state = self.lock();
+        state.parked = Some(Parked { running, next: Next::Arrival });
+        loop {
+            state.asleep = false;
+            if state.parked.as_ref().is_some_and(|parked| parked.is_to_run(&state)) {
+                return state.parked.take().expect("looked at under this very lock");
+            }
+            state.asleep = true;
+            state = self.arrived.wait(state).expect("no holder of the lock panics");
+        }
     }
 
     fn wait_blocking(&self, due: Option<Instant>) -> Arrival {
@@ -349,29 +410,71 @@ enum Next {
     End,
 }
 
-impl<E: Engine> Running<E> {
-    fn run_blocking(mut self) {
-        let mut next = Next::Arrival;
-        loop {
-            match next {
-                Next::Now => self.inbox.take(&mut self.queue),
-                Next::Arrival => {
-                    let arrival = self.inbox.wait_blocking(self.due);
-                    if !self.arrived(arrival) {
-                        return;
-                    }
-                }
-                Next::Mark(mark, target) => {
-                    // A closed watermark is the engine's to notice.
-                    let _ = mark.wait_blocking(target);
-                    self.inbox.take(&mut self.queue);
-                }
-                Next::End => return,
-            }
-            next = self.step();
-        }
+/// An engine of any kind, as its thread has it.
+trait Stepping<Op>: Send {
+    fn queue(&mut self) -> &mut VecDeque<Op>;
+    fn due(&self) -> Option<Instant>;
+    fn arrived(&mut self, arrival: Arrival) -> bool;
+    fn step(&mut self) -> Next;
+
+    fn step_with(&mut self, op: Op) -> Next {
+        self.queue().push_back(op);
+        self.step()
+    }
+}
+
+impl<E: Engine> Stepping<E::Op> for Running<E> {
+    fn queue(&mut self) -> &mut VecDeque<E::Op> {
+        &mut self.queue
     }
 
+    fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn arrived(&mut self, arrival: Arrival) -> bool {
+        Running::arrived(self, arrival)
+    }
+
+    fn step(&mut self) -> Next {
+        Running::step(self)
+    }
+}
+
+/// The life of an engine's thread.
+fn run_blocking<Op>(inbox: &Inbox<Op>, mut running: Box<dyn Stepping<Op>>) {
+    let mut next = Next::Arrival;
+    loop {
+        match next {
+            Next::Now => inbox.take(running.queue()),
+            Next::Arrival if running.due().is_none() => {
+                let parked = inbox.park(running);
+                running = parked.running;
+                if !matches!(parked.next, Next::Arrival) {
+                    next = parked.next;
+                    continue;
+                }
+                if !running.arrived(inbox.wait_blocking(running.due())) {
+                    return;
+                }
+            }
+            Next::Arrival => {
+                if !running.arrived(inbox.wait_blocking(running.due())) {
+                    return;
+                }
+            }
+            Next::Mark(mark, target) => {
+                // A closed watermark is the engine's to notice.
+                let _ = mark.wait_blocking(target);
+                inbox.take(running.queue());
+            }
+            Next::End => return,
+        }
+        next = running.step();
+    }
+}
+
+impl<E: Engine> Running<E> {
     async fn run_inline(mut self, delay: Option<Delay>) {
         let mut next = Next::Arrival;
         loop {
@@ -634,6 +737,78 @@ mod tests {
         assert_eq!([seen.recv().unwrap(), seen.recv().unwrap()], ["[1, 2]", "[]"]);
         drop(mailbox);
         driver.join_blocking();
+    }
+
+    /// Tells on which thread it is given what, and does not rest after an even number.
+    struct Where(mpsc::Sender<(thread::ThreadId, Option<u32>)>);
+
+    impl Engine for Where {
+        type Op = u32;
+
+        fn step(&mut self, queue: &mut VecDeque<u32>) -> Step {
+            let op = queue.pop_front();
+            self.0.send((thread::current().id(), op)).expect("the test listens to the end");
+            if op.is_some_and(|op| op % 2 == 0) || !queue.is_empty() { Step::Again } else { Step::Idle }
+        }
+
+        fn panicked(&mut self, message: &str) {
+            unreachable!("{message}");
+        }
+    }
+
+    #[test]
+    fn while_the_thread_sleeps_a_step_is_made_where_the_operation_comes_from_and_the_next_is_not() {
+        let (steps, seen) = mpsc::channel();
+        let (mailbox, driver) = drive("where", Drive::Thread, Where(steps)).unwrap();
+        let here = thread::current().id();
+        // The thread may be on its way to sleep, and is then the one to do it.
+        let helped = (1..).step_by(2).take(100_000).find(|op| {
+            mailbox.push_and_step(*op).unwrap();
+            let (at, given) = seen.recv().unwrap();
+            assert_eq!(given, Some(*op));
+            at == here
+        });
+        assert!(helped.is_some(), "the thread never sleeps");
+        mailbox.push_and_step(2).unwrap();
+        assert_eq!(seen.recv().unwrap().1, Some(2));
+        let (at, given) = seen.recv().unwrap();
+        assert!(at != here && given.is_none(), "what follows a step is not the caller's");
+        drop(mailbox);
+        driver.join_blocking();
+    }
+
+    #[test]
+    fn operations_of_many_threads_are_all_taken_and_those_of_each_in_order_whoever_makes_the_steps() {
+        const EACH: u32 = 5_000;
+        let (steps, seen) = mpsc::channel();
+        let (mailbox, driver) = drive("where", Drive::Thread, Where(steps)).unwrap();
+        let pushers: Vec<_> = (0..4)
+            .map(|pusher| {
+                let mailbox = mailbox.clone();
+                thread::spawn(move || {
+                    for op in (0..EACH).map(|n| pusher * EACH + n) {
+                        let pushed = if op % 3 == 0 { mailbox.push(op) } else { mailbox.push_and_step(op) };
+                        pushed.unwrap();
+                        // Now and then all is taken, and the thread may sleep.
+                        while op % 10 == 0 && !mailbox.inbox.lock().queue.is_empty() {
+                            thread::yield_now();
+                        }
+                    }
+                    thread::current().id()
+                })
+            })
+            .collect();
+        drop(mailbox);
+        let pushers: Vec<_> = pushers.into_iter().map(|pusher| pusher.join().unwrap()).collect();
+        driver.join_blocking();
+        let (mut next, mut by_pushers) = ([0, EACH, 2 * EACH, 3 * EACH], 0);
+        for (at, op) in seen {
+            let Some(op) = op else { continue };
+            assert_eq!(std::mem::replace(&mut next[(op / EACH) as usize], op + 1), op);
+            by_pushers += usize::from(pushers.contains(&at));
+        }
+        assert_eq!(next, [EACH, 2 * EACH, 3 * EACH, 4 * EACH]);
+        assert!(by_pushers > 0, "the thread never slept");
     }
 
     #[tokio::test(start_paused = true)]

@@ -73,6 +73,8 @@ pub(crate) struct StateEngine {
     position: SnapshotMeta,
     unsynced: Unsynced,
     due: Option<Due>,
+    /// The last step took an operation and left the rest, which comes before the next operation.
+    has_put_off: bool,
     views: LiveViews,
     /// Nothing has been applied between the last two ticks: the time for a sweep that would not be worth it otherwise.
     quiet: bool,
@@ -172,6 +174,7 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
         position,
         unsynced: Unsynced::default(),
         due: None,
+        has_put_off: false,
         views,
         quiet: false,
         busy: false,
@@ -190,10 +193,15 @@ impl Engine for StateEngine {
             return self.refuse(queue, &error);
         }
         if self.due.is_none()
+            && !self.has_put_off
             && let Some(op) = queue.pop_front()
         {
             self.take(op);
+            // What can wait is for a step of its own: this one may be made on the thread of the one who asked.
+            self.has_put_off = self.due.is_some() || self.has_to_tidy();
+            return if self.has_put_off || !queue.is_empty() { Step::Again } else { Step::Idle };
         }
+        self.has_put_off = false;
         if let Some(due) = self.due.take() {
             return self.make_durable(due);
         }
@@ -241,7 +249,11 @@ impl StateEngine {
     /// Applies a batch in one transaction and publishes what it led to.
     fn apply(&mut self, entries: Vec<LogEntry>) -> Result<Vec<Applied>, StorageError> {
         // All are decoded before any is applied: a command that this release does not know stops the node as it was.
-        let entries = entries.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+        let mut decoded = Vec::with_capacity(entries.len());
+        for entry in entries {
+            decoded.push(decode(entry)?);
+        }
+        let entries = decoded;
         let mut position = self.position.clone();
         let mut bytes = 0;
         let (state, answers) = (&mut self.state, &mut self.answers);
@@ -387,6 +399,10 @@ impl StateEngine {
     fn synced(&mut self) {
         self.unsynced = Unsynced::default();
         self.shared.publish_durable(self.position.last_applied);
+    }
+
+    fn has_to_tidy(&self) -> bool {
+        self.sweep_is_due(self.views.floor()) || !self.leftovers.is_empty()
     }
 
     /// Does one slice of what can wait; false when there is nothing to do.
