@@ -1,6 +1,6 @@
 //! Bounded fan-out of committed changes to the watchers of this node.
 //!
-//! The hub keeps the newest changes in memory, once, whoever watches. A watcher is a place in that history: it has no
+//! While anybody watches, the hub keeps the newest changes in memory, once, whoever watches. A watcher is a place in that history: it has no
 //! queue of its own, so a slow one costs nothing. It is woken only when a key of its range changes; one that falls
 //! behind what the hub keeps is told so, and reads the rest from the store's own history.
 //!
@@ -258,6 +258,10 @@ impl Hub {
             self.jump(Revision::new(batch.revision.get() - 1), wakers);
         }
         let before = std::mem::replace(&mut self.revision, batch.revision);
+        if self.watchers.is_empty() {
+            // Whoever comes begins here, or asks the store's own history.
+            return self.forget_up_to_now();
+        }
         for change in &batch.changes {
             self.interest.each(&change.key, |id| {
                 self.watchers.get_mut(&id).expect("a listed watcher exists").stir(before, wakers);
@@ -272,6 +276,12 @@ impl Hub {
         }
     }
 
+    fn forget_up_to_now(&mut self) {
+        self.kept_after = self.revision;
+        self.kept.clear();
+        self.kept_bytes = 0;
+    }
+
     fn jump(&mut self, revision: Revision, wakers: &mut Vec<Waker>) {
         if revision <= self.revision {
             return;
@@ -280,9 +290,7 @@ impl Hub {
         if mutant("watch_drop_on_snapshot") {
             return;
         }
-        self.kept_after = revision;
-        self.kept.clear();
-        self.kept_bytes = 0;
+        self.forget_up_to_now();
         self.watchers.values_mut().for_each(|watcher| watcher.stir(before, wakers));
     }
 }

@@ -188,10 +188,14 @@ impl Chance {
     }
 
     pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        self.0 % end
+        self.0
     }
 }
 

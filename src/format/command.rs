@@ -18,7 +18,7 @@ const PROPOSAL_FORMAT: u8 = 1;
 const RESPONSE_FORMAT: u8 = 1;
 
 pub(crate) fn encode_proposal(proposal: &Proposal) -> Bytes {
-    let mut w = Writer::with_capacity(64);
+    let mut w = Writer::with_capacity(64 + payload(&proposal.command));
     w.u8(PROPOSAL_FORMAT);
     w.fixed_u64(proposal.origin.get());
     w.varint(proposal.wall_ms);
@@ -29,6 +29,16 @@ pub(crate) fn encode_proposal(proposal: &Proposal) -> Bytes {
     });
     write_command(&mut w, &proposal.command);
     w.finish()
+}
+
+/// About as many bytes as the command takes: those of what it puts.
+fn payload(command: &Command) -> usize {
+    let Command::Txn(txn) = command else { return 0 };
+    let put = |op: &Op| match op {
+        Op::Put { key, value, .. } => key.len() + value.len() + 16,
+        _ => 32,
+    };
+    txn.then.iter().chain(&txn.otherwise).map(put).sum()
 }
 
 /// # Errors

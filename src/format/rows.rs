@@ -203,7 +203,7 @@ fn decided(low: u64, applied: Option<Revision>, put_response: impl FnOnce(&mut W
 }
 
 fn answer_writer(low: u64) -> Writer {
-    let mut w = Writer::sealing(48);
+    let mut w = Writer::sealing(80);
     w.u8(ANSWER_FORMAT);
     w.varint(low);
     w

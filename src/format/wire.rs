@@ -36,6 +36,9 @@ pub(crate) struct Writer {
     buf: Vec<u8>,
 }
 
+/// Items of a list that room is made for before they are read.
+const LIST_ROOM: u64 = 64;
+
 /// Of the CRC-32 that sealed bytes begin with.
 const SEAL_BYTES: usize = 4;
 
@@ -247,7 +250,12 @@ impl Reader {
         if len > self.buf.len() as u64 {
             return Err(DecodeError::Truncated(what));
         }
-        (0..len).map(|_| read(self)).collect()
+        // Exact for the short ones, which most are; a long one proves itself by growing.
+        let mut list = Vec::with_capacity(len.min(LIST_ROOM) as usize);
+        for _ in 0..len {
+            list.push(read(self)?);
+        }
+        Ok(list)
     }
 
     /// Checks that nothing is left.

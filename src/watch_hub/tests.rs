@@ -166,9 +166,26 @@ fn a_watcher_that_falls_behind_is_told_up_to_where_it_has_seen_everything() {
 #[test]
 fn a_watcher_that_starts_before_what_is_kept_is_behind_and_one_right_at_its_edge_is_not() {
     let hub = WatchHub::new(rev(100), 10);
+    let _somebody = hub.subscribe(key("x"));
     (101..=130).for_each(|revision| publish(&hub, revision, &["a"]));
     assert_eq!(Ear::new(&hub, key("a"), 119).poll(), Poll::Ready(Next::Behind(rev(119))));
     assert_eq!(Ear::new(&hub, key("a"), 120).revisions(), (121..=130).collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_is_kept_while_nobody_watches() {
+    let hub = WatchHub::new(rev(0), 10);
+    let ear = Ear::new(&hub, key("a"), 0);
+    publish(&hub, 1, &["a"]);
+    assert_ne!(hub.lock().kept_bytes, 0);
+    drop(ear);
+    publish(&hub, 2, &["a"]);
+    assert_eq!(hub.lock().kept_bytes, 0);
+    assert_eq!(Ear::new(&hub, key("a"), 1).poll(), Poll::Ready(Next::Behind(rev(1))));
+    let mut ear = Ear::new(&hub, key("a"), 2);
+    assert!(ear.poll().is_pending());
+    publish(&hub, 3, &["a"]);
+    assert_eq!(ear.revisions(), [3]);
 }
 
 #[test]
@@ -245,6 +262,7 @@ fn closing_wakes_everybody_with_the_first_reason() {
 #[test]
 fn one_look_hands_out_and_goes_through_no_more_than_its_limits() {
     let hub = WatchHub::new(rev(0), 10_000);
+    let _somebody = hub.subscribe(key("x"));
     (1..=200).for_each(|revision| publish(&hub, revision, &["a"]));
     let mut ear = Ear::new(&hub, key("a"), 0);
     let looks: Vec<usize> = std::iter::from_fn(|| Some(ear.revisions().len()).filter(|n| *n > 0)).collect();
@@ -266,6 +284,7 @@ fn one_look_hands_out_and_goes_through_no_more_than_its_limits() {
 #[test]
 fn what_is_kept_is_bounded_by_bytes_but_holds_the_newest_revision() {
     let hub = WatchHub::new(rev(0), 100);
+    let _somebody = hub.subscribe(key("x"));
     let third = vec![change(1, 0, "a", KEPT_BYTES_MAX / 3)];
     hub.publish([third].into_iter());
     let third = vec![change(2, 0, "a", KEPT_BYTES_MAX / 3)];
