@@ -29,8 +29,14 @@ use crate::types::NodeId;
 const BATCH_MAX: usize = 1024;
 /// Most bytes of one batch or frame, one oversized proposal excepted.
 const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Batches under way at a time, in this leader's log or to another; while they are, the next one fills.
-const BATCHES_UNDER_WAY_MAX: usize = 2;
+/// Batches of this node's callers under way at a time in its own log; while one is, the next one fills. One batch of
+/// all who wait costs less than two of a half each, and takes no longer.
+const BATCHES_HERE_MAX: usize = 1;
+/// As [`BATCHES_HERE_MAX`], on their way to another leader, which takes longer by the way there and back.
+const BATCHES_AWAY_MAX: usize = 2;
+/// How often a batch that is smaller than the one before lets others run, so that callers who were answered together come
+/// back together: about as long as waking a thread takes.
+const GATHER_YIELDS_MAX: usize = 64;
 /// How long a forwarded frame may take before its proposals are sent again.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the answer of a leader that leads no more is still waited for.
@@ -193,11 +199,15 @@ impl Node {
 
 /// Drains the funnel for as long as the node lives.
 pub(super) async fn run_funnel(node: Arc<Node>, mut queue: mpsc::UnboundedReceiver<Submission>) {
-    let slots = Arc::new(Semaphore::new(BATCHES_UNDER_WAY_MAX));
+    let here = Arc::new(Semaphore::new(BATCHES_HERE_MAX));
+    let away = Arc::new(Semaphore::new(BATCHES_AWAY_MAX));
+    let mut last = 1;
     loop {
         // The slot first, then the batch: what comes while all slots are taken goes with the next one.
+        let slots = if node.status.borrow().leads { &here } else { &away };
         let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let Some(batch) = next_batch(&mut queue).await else { return };
+        let Some(batch) = next_batch(&mut queue, last).await else { return };
+        last = batch.len();
         let status = node.status.borrow();
         match status.leader {
             _ if !node.accepts() => refuse(batch, || Attempt::Stopped(node.stop_reason())),
@@ -228,17 +238,27 @@ fn refuse(batch: Vec<Submission>, why: impl Fn() -> Attempt) {
     }
 }
 
-/// At least one submission, and whatever else is there, up to the limits.
-async fn next_batch(queue: &mut mpsc::UnboundedReceiver<Submission>) -> Option<Vec<Submission>> {
+/// At least one submission, and whatever else is there, up to the limits; where that is less than `expected`, after giving
+/// others the time to come.
+async fn next_batch(queue: &mut mpsc::UnboundedReceiver<Submission>, expected: usize) -> Option<Vec<Submission>> {
     let first = queue.next().await?;
-    // Callers that were answered together come back together: those who are ready to run get to add theirs.
+    // Callers on this thread that are ready to run get to add theirs, whatever is expected.
     rt::yield_now().await;
     let mut bytes = first.bytes.len();
     let mut batch = vec![first];
+    let mut yields = 0;
     while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
-        let Ok(next) = queue.try_recv() else { break };
-        bytes += next.bytes.len();
-        batch.push(next);
+        match queue.try_recv() {
+            Ok(next) => {
+                bytes += next.bytes.len();
+                batch.push(next);
+            }
+            Err(_) if batch.len() < expected && yields < GATHER_YIELDS_MAX => {
+                yields += 1;
+                rt::yield_now().await;
+            }
+            Err(_) => break,
+        }
     }
     Some(batch)
 }
