@@ -1,9 +1,11 @@
 //! Writes that are sent again, doubled, overtaken, and whose answers are lost: once each all the same.
 
+use std::future::IntoFuture;
 use std::time::Duration;
 
-use super::support::{Group, Mischief, seeds, slow_disks};
+use super::support::{Group, Mischief, eventually, seeds, slow_disks};
 use crate::api::cluster::Outcome;
+use crate::command::Command;
 use crate::rt;
 use crate::{Error, put, when};
 
@@ -57,5 +59,53 @@ async fn a_counter_counts_what_was_acknowledged_or_resolved_as_applied_over_a_ne
         assert_eq!(counter, added.iter().sum::<u64>(), "seed {seed}: {added:?}");
         assert!(counter > 5, "seed {seed}: only {counter} increments got through");
         group.converged().await;
+    }
+}
+
+/// "There is no such record" is no proof that nothing was done, not even to the first attempt.
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_record_ended_between_two_copies_of_it_is_not_carried_out_twice() {
+    let group = Group::started(3, 11).await;
+    let (leader, follower) = (group.leader().await, group.follower().await);
+    group.node(follower).set("warm", &0).await.expect("written");
+    let leases = group.node(leader).node().state().view().leases().expect("readable");
+    let [(lease, _)] = leases[..] else { panic!("only the record of one client: {leases:?}") };
+    // The first copy arrives at once and its answer is lost; the answer to the second one counts.
+    group.mischief(Mischief { client_double_after: Some(Duration::from_secs(2)), ..Default::default() });
+    let write = group.node(follower).set("k", &1).timeout(Duration::from_secs(10)).into_future();
+    let meanwhile = async {
+        rt::sleep(Duration::from_secs(1)).await;
+        let end = Command::LeaseRevoke { lease };
+        group.node(leader).node().housekeep(end, Duration::from_secs(1)).await.expect("carried out");
+        group.mischief(Mischief::default());
+    };
+    let (written, ()) = futures::join!(write, meanwhile);
+    rt::sleep(Duration::from_secs(5)).await;
+    let entry = group.node(leader).get::<i32>("k").await.expect("read").expect("the first copy was carried out");
+    assert_eq!(entry.version, 1, "carried out twice: {written:?}");
+    let Err(Error::Indeterminate { ticket }) = written else { panic!("nobody can know: {written:?}") };
+    assert_eq!(group.node(leader).resolve(&ticket).await, Ok(Outcome::Unknowable));
+    group.node(follower).set("warm", &1).await.expect("under a new record");
+}
+
+/// It finds out that its record has ended before it takes a number from it, so that no outcome is unknown.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_away_for_longer_than_its_record_lives_writes_at_once_and_once() {
+    let ttl = Duration::from_secs(6);
+    let mut group = Group::new(3, 12).tune(move |settings| settings.client_ttl = ttl);
+    group.start_all().await;
+    // At each point of the time between two attempts to renew.
+    for round in 0..7u32 {
+        let away = group.follower().await;
+        group.node(away).set("k", &0).await.expect("written");
+        let before = group.node(away).get::<u32>("k").await.expect("read").expect("there").version;
+        group.network.isolate(group.peers[away].name.clone());
+        rt::sleep(ttl + Duration::from_millis(1000 + 500 * u64::from(round))).await;
+        group.network.heal();
+        eventually("it follows again", || group.node(away).status().leader.is_some()).await;
+        let written = group.node(away).set("k", &round).timeout(Duration::from_secs(10)).await;
+        assert!(written.is_ok(), "round {round}: {written:?}");
+        let now = group.node(away).get::<u32>("k").await.expect("read").expect("there");
+        assert_eq!((*now, now.version), (round, before + 1));
     }
 }

@@ -3,6 +3,10 @@
 //! A record is opened with the first write and kept by renewing its lease. A write whose outcome stayed unknown keeps its
 //! number unanswered, so that its ticket can be resolved; when such a number would block the record's window, the process
 //! opens another record and lets the old one live out its lease, with its tickets.
+//!
+//! When a record ends, what is known of its numbers ends with it: of a write under one that is gone nobody can say whether
+//! it was carried out before. So no number is taken from a record that may have ended, because it was not renewed in time;
+//! it is renewed first, or replaced.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -27,6 +31,8 @@ pub(super) struct Record {
     client: ClientId,
     lease: LeaseId,
     numbers: Mutex<Numbers>,
+    /// When the last renewal that was acknowledged was sent, on the clock that counts suspend.
+    renewed: Mutex<Duration>,
 }
 
 #[derive(Default)]
@@ -89,8 +95,25 @@ impl Clients {
         current.as_ref().map(|record| (record.client, record.lease))
     }
 
-    fn open(&self, client: ClientId, lease: LeaseId) {
-        let record = Record { client, lease, numbers: Mutex::new(Numbers { next: 1, ..Numbers::default() }) };
+    /// The record in use, if it was last renewed longer ago than this.
+    fn not_renewed_for(&self, age: Duration) -> Option<(ClientId, LeaseId)> {
+        let current = self.current.lock().expect("no panic while held");
+        let record = current.as_ref()?;
+        let renewed = *record.renewed.lock().expect("no panic while held");
+        (rt::boot_now().saturating_sub(renewed) > age).then_some((record.client, record.lease))
+    }
+
+    fn renewed(&self, client: ClientId, sent: Duration) {
+        let current = self.current.lock().expect("no panic while held");
+        if let Some(record) = current.as_ref().filter(|record| record.client == client) {
+            let mut renewed = record.renewed.lock().expect("no panic while held");
+            *renewed = sent.max(*renewed);
+        }
+    }
+
+    fn open(&self, client: ClientId, lease: LeaseId, sent: Duration) {
+        let numbers = Mutex::new(Numbers { next: 1, ..Numbers::default() });
+        let record = Record { client, lease, numbers, renewed: Mutex::new(sent) };
         *self.current.lock().expect("no panic while held") = Some(Arc::new(record));
     }
 }
@@ -144,12 +167,12 @@ impl Node {
             return Ok(());
         }
         let ttl_ms = self.settings.client_ttl.as_millis() as u64;
-        let left = deadline - Instant::now();
+        let (left, sent) = (deadline - Instant::now(), rt::boot_now());
         // A double of this command leaves a record nobody uses; it goes with its lease.
         match self.housekeep(Command::ClientOpen { ttl_ms }, left).await? {
             Response::ClientOpened { client, lease } => {
                 tracing::debug!(%client, "client record opened");
-                self.clients.open(client, lease);
+                self.clients.open(client, lease, sent);
                 Ok(())
             }
             Response::Refused(Refusal::TooManyClients { limit }) => {
@@ -164,14 +187,37 @@ impl Node {
         loop {
             rt::sleep(self.settings.client_ttl / 3).await;
             let Some((client, lease)) = self.clients.lease() else { continue };
-            match self.keep_alive(lease, self.settings.client_ttl / 4).await {
-                Ok(Some(_)) => {}
-                Ok(None) => {
-                    tracing::warn!(%client, "the client record has expired; the next write opens another");
-                    self.clients.forget(client);
-                }
-                Err(error) => tracing::debug!(%client, %error, "the client record could not be renewed yet"),
+            if let Err(error) = self.renew_client(client, lease, self.settings.client_ttl / 4).await {
+                tracing::debug!(%client, %error, "the client record could not be renewed yet");
             }
         }
+    }
+
+    /// Makes sure that the record in use, if there is one, is not about to end: one that was not renewed when it was time is
+    /// renewed now, or forgotten if it is gone. One attempt at a time; the others wait for it.
+    pub(super) async fn check_client(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<(), Error> {
+        let overdue = self.settings.client_ttl / 2;
+        if self.clients.not_renewed_for(overdue).is_none() {
+            return Ok(());
+        }
+        let opening = rt::timeout_at(deadline, self.clients.opening.lock()).await;
+        let late = |_| Error::NotApplied { why: Obstacle::NoLeader, waited: started.elapsed() };
+        let _opening = opening.map_err(late)?;
+        match self.clients.not_renewed_for(overdue) {
+            Some((client, lease)) => self.renew_client(client, lease, deadline - Instant::now()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn renew_client(self: &Arc<Self>, client: ClientId, lease: LeaseId, timeout: Duration) -> Result<(), Error> {
+        let sent = rt::boot_now();
+        match self.keep_alive(lease, timeout).await? {
+            Some(_) => self.clients.renewed(client, sent),
+            None => {
+                tracing::warn!(%client, "the client record has expired; the next write opens another");
+                self.clients.forget(client);
+            }
+        }
+        Ok(())
     }
 }

@@ -103,12 +103,11 @@ impl Node {
             proposal.stamp = Some(stamp);
             match self.attempt_until(encode_proposal(&proposal), deadline).await {
                 Attempt::Decided(Response::Refused(Refusal::UnknownClient)) => {
+                    // The record is gone, and with it what it knew of this number. Even to the first attempt this is no proof
+                    // that nothing was carried out: it may answer a double of the frame, and the record have ended in
+                    // between. Under another record it could be carried out again.
                     self.clients.forget(stamp.client);
-                    if claim.may_be_logged() {
-                        return Err(Error::Indeterminate { ticket: claim.abandon() });
-                    }
-                    // Nothing of this number was ever logged before the record went: it is new under another record.
-                    claim = self.claim(started, deadline).await?;
+                    return Err(Error::Indeterminate { ticket: claim.abandon() });
                 }
                 Attempt::Decided(Response::Refused(Refusal::TooFarAhead { limit })) => {
                     obstacle = Obstacle::Busy { what: "unanswered writes of this process", limit };
@@ -182,6 +181,7 @@ impl Node {
     async fn claim(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<Claim, Error> {
         loop {
             self.check_open()?;
+            self.check_client(started, deadline).await?;
             if let Some(claim) = self.clients.claim()? {
                 return Ok(claim);
             }
