@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::support::{Group, eventually};
+use crate::storage::disk::File;
 use crate::storage::fault_disk::PowerLoss;
-use crate::{Formation, Peer, Revision};
+use crate::{Formation, Peer, Revision, StartError};
 
 #[tokio::test(start_paused = true)]
 async fn all_nodes_come_back_from_a_stop_or_a_power_failure_with_everything_and_go_on() {
@@ -90,4 +91,22 @@ async fn an_address_may_change_between_two_starts() {
     })
     .await;
     group.node(0).set("k", &1).await.expect("written");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_file_from_before_what_the_log_holds_is_refused() {
+    let mut group = Group::new(1, 3).single();
+    group.start_all().await;
+    group.node(0).set("k", &0).await.expect("written");
+    group.stop(0).await;
+    let old = group.disks[0].bytes(File::State);
+    group.start_all().await;
+    for i in 1..40 {
+        group.node(0).set("k", &i).await.expect("written");
+    }
+    group.node(0).node().purge_log_now().await;
+    group.stop(0).await;
+    group.disks[0].put(File::State, old);
+    let started = group.builder(0).await.map(|node| node.status());
+    assert!(matches!(&started, Err(StartError::DataLost { what, .. }) if what.contains("older")), "{started:?}");
 }

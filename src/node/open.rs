@@ -150,6 +150,13 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
     let Opened { identity, log, mut log_engine, state_db, poison } = storage::open(disk, &name, mint)?;
     let how = || drive(&settings);
     let (state, state_engine) = state_engine::open(state_db, log.clone(), poison.clone(), &path)?;
+    // A purge never passes what is durable in the state: a state that ends before it is from another time.
+    if let Some(purged) = log.bounds().0
+        && state.applied().last_applied.map(|applied| applied.index) < Some(purged.index)
+    {
+        let what = "state.redb is older than the first entry that log.wal still holds".to_owned();
+        return Err(StartError::DataLost { path, what });
+    }
     // Second line of defence: a log that does not hold the applied entry is cleared, its vote kept.
     if let Some(applied) = state.applied().last_applied
         && log_engine.repair_to_applied(applied).map_err(|error| io(error.into()))?
