@@ -6,6 +6,7 @@ mod basics;
 mod determinism;
 mod exactly_once;
 mod formation;
+mod known_bugs;
 mod limits;
 mod power;
 mod propose;

@@ -10,7 +10,7 @@ use crate::storage::fault_disk::PowerLoss;
 use crate::{Error, Raw};
 
 /// A group that keeps next to nothing of its log.
-fn forgetful(seed: u64) -> Group {
+pub(super) fn forgetful(seed: u64) -> Group {
     Group::new(3, seed).tune(move |settings| {
         settings.retention = Retention { snapshot_entries: 20, kept_entries: 5 };
         settings.drive = slow_disks(seed, 4);
@@ -18,7 +18,7 @@ fn forgetful(seed: u64) -> Group {
 }
 
 /// Waits until the leader's log no longer reaches back to `index`.
-async fn purged_beyond(group: &Group, n: usize, index: u64) {
+pub(super) async fn purged_beyond(group: &Group, n: usize, index: u64) {
     eventually("the log is purged", || group.node(n).node().log_starts_at() > index).await;
 }
 
