@@ -72,7 +72,7 @@
 //! | etcd #17529; d-engine #294 | Watchers that were too slow lost events and were not told. | `a_watcher_that_falls_behind_is_given_the_present_state_and_goes_on_from_there`, `under_backpressure_a_watcher_behind_the_history_is_told_so_and_ends` |
 //! | etcd #18089, #19179 | Deletions at the revision of a compaction were not delivered. | `the_first_delete_above_the_floor_is_not_lost`, `a_start_that_history_no_longer_holds_is_refused_with_the_oldest_it_holds` |
 //! | etcd #20221 | A watch from a future revision was given older events. | `a_watch_from_the_future_delivers_nothing_below_it` |
-//! | etcd #20655 | Watches that were opened while much happened missed some of it. | `the_initial_state_is_one_batch_and_the_changes_behind_it_follow_without_gap_or_double`, `whatever_happens_every_watcher_is_given_exactly_what_was_committed` |
+//! | etcd #20655 | Watches that were opened while much happened missed some of it. | `watches_that_are_opened_without_a_pause_while_others_write_miss_nothing`, `the_initial_state_is_one_batch_and_the_changes_behind_it_follow_without_gap_or_double`, `whatever_happens_every_watcher_is_given_exactly_what_was_committed` |
 //! | Khepri #259 | A mirror heard nothing of what a snapshot had brought. | `a_mirror_goes_on_through_a_snapshot_and_learns_of_what_it_took_away` |
 //!
 //! # Leases, sessions, locks, elections
@@ -101,6 +101,7 @@
 
 mod coordination;
 mod replication;
+mod threads;
 
 use std::collections::BTreeSet;
 use std::path::Path;

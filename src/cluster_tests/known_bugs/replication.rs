@@ -224,7 +224,7 @@ impl<T: Transport> Transport for Mixing<T> {
             let last = last.entry(to.name.clone()).or_default();
             last.push_front(answer);
             last.truncate(6);
-            let age = if number % 2 == 0 { 0 } else { number / 2 % last.len() as u64 };
+            let age = if number.is_multiple_of(2) { 0 } else { number / 2 % last.len() as u64 };
             Ok(last[age as usize].clone())
         })
     }
