@@ -18,6 +18,7 @@ use crate::command::{
     Attach, Command, Compare, KeyRange, KeyValue, Op, OpResult, Order, Refusal, Response, Test, Txn, TxnResponse,
 };
 use crate::error::Error;
+use crate::rt::Instant;
 use crate::types::{LeaseId, Revision};
 use crate::types::{TTL_MAX, TTL_MIN};
 
@@ -467,11 +468,15 @@ impl Cluster {
         let key = key?;
         let timeout = self.node().settings().timeout;
         self.on_node(move |node| async move {
-            let view = node.linearizable_view(timeout).await?;
-            let found = view.get(&key).map_err(|error| read_error(error, view.revision))?;
-            match found.and_then(|kv| kv.lease) {
-                Some(lease) => Ok(node.remaining(lease, timeout).await?.map(|(left, _)| left)),
-                None => Ok(None),
+            let deadline = Instant::now() + timeout;
+            loop {
+                let view = node.linearizable_view(deadline - Instant::now()).await?;
+                let found = view.get(&key).map_err(|error| read_error(error, view.revision))?;
+                let Some(lease) = found.and_then(|kv| kv.lease) else { return Ok(None) };
+                if let Some((left, _)) = node.remaining(lease, deadline - Instant::now()).await? {
+                    return Ok(Some(left));
+                }
+                // The lease has gone since the look: with the key, or because the key hangs on another one now.
             }
         })
         .await

@@ -82,6 +82,7 @@
 //! | etcd #15247 | A leader that was stuck, and no leader any more, renewed leases that its successor ended, and ended those that its successor renewed. | `a_leader_without_a_quorum_acknowledges_no_renewal`, `a_lease_outlives_a_disk_that_is_slower_than_its_renewals` |
 //! | etcd #12528 | What a deposed leader had found expired was ended under its successor. | `an_expiry_that_another_leader_appended_is_void`, `a_new_leader_acknowledges_no_renewal_before_it_has_applied_its_predecessors_expiry` |
 //! | etcd #9888, #17132; Consul #1172 | Leases lived on and on through changes of leader, or twice as long as they were to. | `a_lease_ends_neither_before_its_time_nor_long_after_through_changes_of_leader` |
+//! | etcd #17642 | What was said of the time that a lease had left was any number while the leader changed. | `what_a_key_has_left_is_told_truly_while_it_is_renewed_and_leaders_change` |
 //! | ZOOKEEPER-3144 | A server that had its sessions from a snapshot did not end what hung on them, or ended it too early. | `leases_that_came_with_a_snapshot_live_and_end_under_the_node_that_got_it` |
 //! | ZOOKEEPER-1367 | After a restart of all servers, nodes of sessions that were gone stayed. | `leases_whose_holders_went_with_all_the_power_are_ended_in_time` |
 //! | ZOOKEEPER-1208 | A node that was made while its session was being closed stayed. | `a_put_on_a_lease_that_is_not_there_refuses_the_whole_transaction`, `a_lease_that_expires_takes_all_its_keys_at_one_revision` |

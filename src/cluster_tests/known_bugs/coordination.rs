@@ -1,10 +1,11 @@
 //! Bugs of leases, sessions, locks and those who wait for them.
 
+use std::cell::{Cell, RefCell};
 use std::future::IntoFuture;
 use std::time::Duration;
 
 use crate::cluster_tests::snapshot::{forgetful, purged_beyond};
-use crate::cluster_tests::support::{Group, eventually};
+use crate::cluster_tests::support::{Group, Mischief, eventually};
 use crate::rt::{self, Instant};
 use crate::storage::fault_disk::PowerLoss;
 
@@ -43,7 +44,7 @@ async fn leases_that_came_with_a_snapshot_live_and_end_under_the_node_that_got_i
         group.node(n).set("warm", &0u64).await.expect("written");
     }
     let ttl = SECOND * 10;
-    let (group, sessions) = (&group, std::cell::RefCell::new(None));
+    let (group, sessions) = (&group, RefCell::new(None));
     behind_a_snapshot(group, away, async {
         let session = group.node(third).session().ttl(ttl).await.expect("opens");
         group.node(third).set("held", &1u64).session(&session).await.expect("written");
@@ -113,4 +114,39 @@ async fn a_waiter_whose_node_was_sent_a_snapshot_in_place_of_the_release_gets_th
     let guard = waiting.await.expect("no panic").expect("granted");
     assert!(back.elapsed() < SECOND * 5, "granted {:?} after the snapshot", back.elapsed());
     assert!(guard.fence() > fence);
+}
+
+/// etcd told any number for what a lease had left while its leader changed (#17642).
+///
+/// Here: a key that is there and hangs on a lease has some time left, and no more than it was given, whoever leads and however
+/// often it is put on another lease meanwhile.
+#[tokio::test(start_paused = true)]
+async fn what_a_key_has_left_is_told_truly_while_it_is_renewed_and_leaders_change() {
+    let group = Group::started(3, 21).await;
+    let ttl = SECOND * 3;
+    group.node(0).set("k", &0u64).ttl(ttl).await.expect("written");
+    group.mischief(Mischief { delay_ms_max: 10, ..Default::default() });
+    let (over, asked) = (Cell::new(false), Cell::new(0));
+    let renews = async {
+        for i in 1..60usize {
+            group.node(i % 3).set("k", &(i as u64)).ttl(ttl).await.expect("written");
+            if i % 20 == 0 {
+                let (leader, heir) = (group.leader().await, group.node(i / 20).status().id);
+                group.node(leader).node().transfer_to(heir).await;
+            }
+        }
+        over.set(true);
+    };
+    let asks = |n: usize| {
+        let (node, over, asked) = (group.node(n), &over, &asked);
+        async move {
+            while !over.get() {
+                let left = node.remaining("k").await.expect("asked");
+                assert!(left.is_some_and(|left| left <= ttl && !left.is_zero()), "{left:?}");
+                asked.set(asked.get() + 1);
+            }
+        }
+    };
+    futures::join!(renews, asks(0), asks(1), asks(2));
+    assert!(asked.get() > 30, "asked {} times only", asked.get());
 }
