@@ -55,6 +55,7 @@ use crate::codec::{self, Format, Value};
 use crate::command::KeyValue;
 use crate::error::Error;
 use crate::format::tree::{TreeNode, decode_node};
+use crate::rt::Instant;
 
 /// The tree of a cluster: files and directories below `/`. See [`Cluster::tree`].
 #[derive(Clone, Debug)]
@@ -256,17 +257,20 @@ impl Tree {
         let path = Path::parse(path.as_ref())?;
         let timeout = self.cluster.node().settings().timeout;
         let refreshing = self.cluster.on_node(move |node| async move {
-            let view = node.linearizable_view(timeout).await?;
-            let found = match read::found(&view, &path) {
-                Ok(found) => found,
-                Err(error) => return Ok(Err(error)),
-            };
-            let revision = view.revision;
-            drop(view);
-            let Some(lease) = found.and_then(|kv| kv.lease) else { return Ok(Ok(None)) };
-            let renewed = node.keep_alive(lease, timeout).await?;
-            let gone = || TreeError::KeyNotFound { path: path.to_string(), revision };
-            Ok(renewed.map(Some).ok_or_else(gone))
+            let deadline = Instant::now() + timeout;
+            loop {
+                let view = node.linearizable_view(deadline - Instant::now()).await?;
+                let found = match read::found(&view, &path) {
+                    Ok(found) => found,
+                    Err(error) => return Ok(Err(error)),
+                };
+                drop(view);
+                let Some(lease) = found.and_then(|kv| kv.lease) else { return Ok(Ok(None)) };
+                if let Some(ttl) = node.keep_alive(lease, deadline - Instant::now()).await? {
+                    return Ok(Ok(Some(ttl)));
+                }
+                // The lease has gone since the look: with the node, or because it was put anew with another one.
+            }
         });
         refreshing.await?
     }

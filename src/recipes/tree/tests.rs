@@ -234,6 +234,29 @@ async fn a_directory_that_is_refreshed_lives_on_with_what_is_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_is_put_anew_while_it_is_refreshed_is_not_said_to_be_gone() {
+    let trio = Trio::start().await;
+    let (leader, follower, _) = trio.roles().await;
+    let (tree, other) = (trio.nodes[follower].tree(), trio.nodes[leader].tree());
+    trio.network.delay(ms(5));
+    other.set("/f", &0u32).ttl(TTL).await.expect("set");
+    let over = std::cell::Cell::new(false);
+    let puts = async {
+        for n in 1..60u32 {
+            other.set("/f", &n).ttl(TTL).await.expect("set");
+        }
+        over.set(true);
+    };
+    let refreshes = async {
+        while !over.get() {
+            assert_eq!(tree.refresh("/f").await, Ok(Some(TTL)));
+        }
+    };
+    futures::join!(puts, refreshes);
+    trio.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_put_below_a_sessions_directory_goes_with_the_session() {
     let trio = Trio::start().await;
     let (tree, other) = (trio.nodes[0].tree(), trio.nodes[1].tree());
