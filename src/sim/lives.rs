@@ -39,7 +39,7 @@ impl Sim {
     /// time at the latest.
     ///
     /// # Errors
-    /// [`SimError::UnknownHost`], [`SimError::NotRunning`]; that too if the process ends by itself meanwhile.
+    /// [`SimError::UnknownHost`], [`SimError::NotRunning`]; that too if the process ends by itself before the power fails.
     /// # Cancel safety
     /// When it is dropped, the power may still fail in that write, and the host is left with a dead disk.
     pub async fn crash_mid_write(&self, name: &str, lost: LostWrites) -> Result<(), SimError> {
@@ -54,7 +54,16 @@ impl Sim {
         while !disk.has_lost_power() && start.elapsed() < MID_WRITE {
             rt::sleep(Duration::from_millis(1)).await;
         }
-        self.crash(name, lost)
+        match self.crash(name, lost) {
+            // It has fallen over its dead disk before the rest of the machine was gone.
+            Err(SimError::NotRunning { .. }) if disk.has_lost_power() => {
+                disk.power_loss(lost.into());
+                self.inner.net.close(name, Away::Silent);
+                known(&mut self.machines(), name)?.life = Err(format!("crashed, {lost:?}"));
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     /// Starts the host's process again, on what its disk holds.

@@ -198,6 +198,30 @@ fn a_failed_disk_stops_its_node_and_a_hung_one_only_until_it_is_mended() {
 }
 
 #[test]
+fn a_power_failure_while_a_host_starts_is_one_and_the_host_starts_after_it() {
+    play_one(9, |sim| async move {
+        sim.nodes(1)?;
+        sim.run_for(SECOND * 10).await;
+        let mut written = 0;
+        for (round, lost) in
+            [LostWrites::All, LostWrites::Torn, LostWrites::None].into_iter().cycle().take(12).enumerate()
+        {
+            sim.node("node-1")?.set("k", &round).timeout(SECOND * 10).await?;
+            written = round;
+            sim.crash("node-1", lost)?;
+            sim.restart("node-1")?;
+            sim.crash_mid_write("node-1", lost).await?;
+            let how = sim.exit("node-1")?.expect("it has no power");
+            assert!(how.starts_with("crashed"), "{how}");
+            sim.restart("node-1")?;
+            sim.run_for(SECOND * 5).await;
+        }
+        assert_eq!(*sim.node("node-1")?.get::<usize>("k").await?.expect("it is on the disk"), written);
+        Outcome::Ok(())
+    });
+}
+
+#[test]
 fn misuse_is_told_by_name() {
     play_one(6, |sim| async move {
         sim.nodes(2)?;
