@@ -14,7 +14,7 @@ use crate::api::txn::put;
 use crate::config::Timing;
 use crate::error::{Error, Obstacle};
 use crate::rt::{self, Instant};
-use crate::sim::{LostWrites, Play, Sim, Wire, play};
+use crate::sim::{Harm, LostWrites, Play, Sim, Wire, play};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Far beyond what an election takes.
@@ -176,8 +176,9 @@ fn a_network_of_every_vice_applies_each_write_once() {
         let all = node(&sim, &leader).range::<u64>(..).await.unwrap();
         assert!(all.iter().all(|(_, entry)| entry.version == 1), "{all:?}");
         assert_eq!(all.len() as u64, applied);
-        let counts = sim.net().counts();
-        assert!(acked > 5 && counts.late > 30 && counts.flipped > 30, "{acked} acknowledged, {counts:?}");
+        let harm = sim.harm_done();
+        let harmed = [Harm::FrameLate, Harm::FrameDamaged].map(|kind| harm.of(kind));
+        assert!(acked > 5 && harmed.iter().all(|times| *times > 30), "{acked} acknowledged, {harm}");
     });
 }
 
@@ -431,7 +432,7 @@ fn frames_with_flipped_bits_are_refused_and_everything_else_goes_on() {
             written(&node(&sim, trio.others()[i as usize % 2]), "k", i).await;
         }
         assert_eq!(found(&node(&sim, &trio.leader), "k").await.unwrap(), Some(29));
-        assert!(sim.net().counts().flipped > 50, "{:?}", sim.net().counts());
+        assert!(sim.harm_done().of(Harm::FrameDamaged) > 50, "{}", sim.harm_done());
     });
 }
 

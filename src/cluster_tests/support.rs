@@ -147,7 +147,7 @@ impl Group {
 
     /// Frames sent so far.
     pub(super) fn frames(&self) -> u64 {
-        self.network.counts().calls
+        self.network.calls()
     }
 
     /// Takes a node that the test has started itself.

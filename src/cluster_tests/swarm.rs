@@ -234,8 +234,8 @@ fn every_seed_that_is_asked_for_keeps_every_promise() {
 }
 
 /// What this swarm does not come by, or too seldom to count on, and named tests show: the state waits for the log, so that none
-/// has to be cleared; history outlasts a run; and few processes end while they start.
-const BEYOND: [Mark; 3] = [Mark::LogCleared, Mark::WatchCompacted, Mark::DoubleCrash];
+/// has to be cleared; and history outlasts a run.
+const BEYOND: [Mark; 2] = [Mark::LogCleared, Mark::WatchCompacted];
 
 /// For `--profile sim`, whose clusters are ten times as fast: more seeds, half of them each so that two cores have work.
 fn hundreds(odd: u64) {

@@ -37,12 +37,10 @@ pub(crate) enum Mark {
     WatchCompacted,
     /// A watcher that began in the past read the history.
     WatchResumed,
-    /// A process ended before it had opened its node.
-    DoubleCrash,
 }
 
 impl Mark {
-    pub(crate) const ALL: [Mark; 16] = [
+    pub(crate) const ALL: [Mark; 15] = [
         Mark::SnapshotInstalled,
         Mark::LogTruncated,
         Mark::LogCleared,
@@ -58,14 +56,14 @@ impl Mark {
         Mark::WatchLagged,
         Mark::WatchCompacted,
         Mark::WatchResumed,
-        Mark::DoubleCrash,
     ];
 }
 
-/// Counts that this has happened, on this thread: a simulation is one.
+/// Counts that this has happened, on this thread: a simulation is one. Tells the simulated world that it happens in.
 #[cfg(any(test, feature = "sim"))]
 pub(crate) fn mark(mark: Mark) {
     COUNTS.with(|counts| counts[mark as usize].set(counts[mark as usize].get() + 1));
+    super::sim::marked(mark);
 }
 
 /// Nobody counts.

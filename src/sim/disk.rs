@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::harm::{Harm, HarmCounts};
 use super::wire::exponential;
 use crate::rt::worker::Drive;
 use crate::rt::{self, watch};
@@ -51,13 +52,18 @@ pub enum DiskFault {
 impl DiskFault {
     /// Fails the `nth` operation from now, from 0.
     pub(super) fn at(self, nth: u64) -> Fault {
-        let (kinds, error) = match self {
+        let (kinds, error) = self.fails();
+        Fault { kinds, nth, error, once: self == DiskFault::Sync }
+    }
+
+    /// The operations that it fails, and how.
+    pub(super) fn fails(self) -> (Vec<IoKind>, io::ErrorKind) {
+        match self {
             DiskFault::Read => (vec![IoKind::Read], io::ErrorKind::Other),
             DiskFault::Write => (vec![IoKind::Write, IoKind::SetLen], io::ErrorKind::Other),
             DiskFault::Sync => (vec![IoKind::Sync], io::ErrorKind::Other),
             DiskFault::Full => (vec![IoKind::Write, IoKind::SetLen], io::ErrorKind::StorageFull),
-        };
-        Fault { kinds, nth, error, once: self == DiskFault::Sync }
+        }
     }
 }
 
@@ -77,11 +83,12 @@ struct State {
     mean: Duration,
     hung: bool,
     rng: SplitMix,
+    harm: HarmCounts,
 }
 
 impl Pace {
     pub(super) fn new(seed: u64) -> Self {
-        let state = State { least: LEAST, mean: MEAN, hung: false, rng: SplitMix(seed) };
+        let state = State { least: LEAST, mean: MEAN, hung: false, rng: SplitMix(seed), harm: HarmCounts::default() };
         Pace { shared: Arc::new(Shared { state: Mutex::new(state), changed: watch::channel(0).0 }) }
     }
 
@@ -101,6 +108,11 @@ impl Pace {
         self.shared.changed.send_modify(|times| *times += 1);
     }
 
+    /// What has been done to steps so far.
+    pub(super) fn harm(&self) -> HarmCounts {
+        self.state().harm.clone()
+    }
+
     /// How the engines of a node on this disk are to be driven.
     pub(super) fn drive(&self) -> Drive {
         let pace = self.clone();
@@ -109,12 +121,16 @@ impl Pace {
 
     async fn step(self) {
         let mut changed = self.shared.changed.subscribe();
+        if self.state().hung {
+            self.state().harm.add(Harm::HungStep, 1);
+        }
         while self.state().hung {
             changed.changed().await.expect("this disk holds the sender");
         }
         let delay = {
             let mut state = self.state();
-            let State { least, mean, rng, .. } = &mut *state;
+            let State { least, mean, rng, harm, .. } = &mut *state;
+            harm.add(Harm::SlowStep, u64::from((*least, *mean) != (LEAST, MEAN)));
             *least + exponential(rng, *mean - *least)
         };
         if !delay.is_zero() {
@@ -152,5 +168,7 @@ mod tests {
         pace.recover();
         hung.await;
         assert!(start.elapsed() < second * 62, "{:?}", start.elapsed());
+        pace.clone().step().await;
+        assert_eq!([Harm::SlowStep, Harm::HungStep].map(|harm| pace.harm().of(harm)), [1, 1]);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::disk::LostWrites;
+use super::error::SimError;
 use super::wire::{Wire, exponential, uniform};
 use super::world::Sim;
 
@@ -31,6 +32,8 @@ pub enum Fault {
     Crash,
     /// All hosts of the world lose their power at once.
     CrashAll,
+    /// A host loses its power, is started again, and loses it once more before it has got anywhere.
+    DoubleCrash,
     /// A process stands still for a while.
     Pause,
     /// A machine sleeps for a while.
@@ -47,7 +50,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 17] = [
         Fault::Partition,
         Fault::OneWay,
         Fault::Loss,
@@ -58,6 +61,7 @@ impl Fault {
         Fault::Kill,
         Fault::Crash,
         Fault::CrashAll,
+        Fault::DoubleCrash,
         Fault::Pause,
         Fault::Suspend,
         Fault::Drift,
@@ -123,6 +127,8 @@ const CALM: (Duration, Duration) = (Duration::from_millis(800), Duration::from_s
 const STORM: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1500));
 /// The most faults of one storm.
 const TOGETHER_MAX: u64 = 3;
+/// The most disk operations of a start within which the second power failure of a double crash strikes, as a power of two.
+const START_OPS_LOG2: u64 = 10;
 /// What keeps a storm from outlasting the calm in one run by bad luck.
 const STORM_MAX: Duration = Duration::from_secs(10);
 
@@ -150,7 +156,8 @@ impl Sim {
             let mut ends = Vec::new();
             for _ in 0..1 + self.random(TOGETHER_MAX) {
                 let kind = kinds[self.random(kinds.len() as u64) as usize];
-                ends.push(self.strike(kind).await);
+                // What it meets may have ended by itself.
+                ends.extend(self.strike(kind).await.ok());
                 if self.chance(0.5) {
                     self.run_for(self.about(STORM) / 4).await;
                 }
@@ -162,73 +169,75 @@ impl Sim {
         self.recover();
     }
 
-    /// Begins a fault. What it meets may have ended by itself, which is no error: then it does nothing.
-    async fn strike(&self, kind: Fault) -> End {
-        let Some(name) = self.any() else { return End::Nothing };
-        match kind {
-            Fault::Partition => self.part(name),
+    /// Begins a fault; an error says that there is nothing to strike.
+    async fn strike(&self, kind: Fault) -> Result<End, SimError> {
+        let Some(name) = self.any() else { return Ok(End::Nothing) };
+        Ok(match kind {
+            Fault::Partition => self.part(name)?,
             Fault::OneWay => {
                 let other = self.any().expect("there is one");
-                let _ = self.cut(&name, &other);
+                self.cut(&name, &other)?;
                 End::Heal
             }
-            Fault::Loss => self.storm(|wire, sim| wire.loss(sim.up_to(40))),
-            Fault::Duplication => self.storm(|wire, sim| wire.duplication(sim.up_to(50))),
+            Fault::Loss => self.storm(|wire, sim| wire.loss(sim.up_to(40)))?,
+            Fault::Duplication => self.storm(|wire, sim| wire.duplication(sim.up_to(50)))?,
             Fault::Reordering => {
                 let mean = Duration::from_millis(1 + self.random(200));
-                self.storm(|wire, _| wire.latency(Duration::ZERO, mean))
+                self.storm(|wire, _| wire.latency(Duration::ZERO, mean))?
             }
             Fault::Lateness => {
                 let late = Duration::from_secs(1 + self.random(180));
-                self.storm(|wire, sim| wire.lateness(sim.up_to(20), late))
+                self.storm(|wire, sim| wire.lateness(sim.up_to(20), late))?
             }
-            Fault::Corruption => self.storm(|wire, sim| wire.corruption(sim.up_to(20))),
+            Fault::Corruption => self.storm(|wire, sim| wire.corruption(sim.up_to(20)))?,
             Fault::Kill => {
-                let _ = self.kill(&name);
+                self.kill(&name)?;
                 End::Restart(vec![name])
             }
             Fault::Crash => {
                 let lost = self.lost_writes();
-                let _ = match self.chance(0.5) {
-                    true => self.crash_mid_write(&name, lost).await,
-                    false => self.crash(&name, lost),
-                };
+                match self.chance(0.5) {
+                    true => self.crash_mid_write(&name, lost).await?,
+                    false => self.crash(&name, lost)?,
+                }
                 End::Restart(vec![name])
             }
-            Fault::CrashAll => {
-                let names = self.names();
-                for name in &names {
-                    let _ = self.crash(name, self.lost_writes());
-                }
-                End::Restart(names)
+            Fault::CrashAll => End::Restart(self.black_out(|| self.lost_writes())),
+            Fault::DoubleCrash => {
+                self.crash(&name, self.lost_writes())?;
+                self.restart(&name)?;
+                // As often early as late: a start reads a log of whatever length.
+                let ops = 1 << self.random(START_OPS_LOG2);
+                self.crash_within(ops, &name, self.lost_writes()).await?;
+                End::Restart(vec![name])
             }
             Fault::Pause => {
-                let _ = self.pause(&name);
+                self.pause(&name)?;
                 End::Resume(name)
             }
             Fault::Suspend => {
-                let _ = self.suspend(&name);
+                self.suspend(&name)?;
                 End::Resume(name)
             }
             Fault::Drift => {
-                let _ = self.drift(&name, self.random(2001) as i32 - 1000);
+                self.drift(&name, self.random(2001) as i32 - 1000)?;
                 End::Steady(name)
             }
             Fault::WallClock => {
                 let ten_years_ms = 315_360_000_000;
-                let _ = self.jump_wall_clock(&name, self.random(2 * ten_years_ms) as i64 - ten_years_ms as i64);
+                self.jump_wall_clock(&name, self.random(2 * ten_years_ms) as i64 - ten_years_ms as i64)?;
                 End::Nothing
             }
             Fault::SlowDisk => {
                 let mean = Duration::from_millis(1 + self.random(200));
-                let _ = self.slow_disk(&name, mean / 2, mean);
+                self.slow_disk(&name, mean / 2, mean)?;
                 End::Mend(name)
             }
             Fault::HungDisk => {
-                let _ = self.hang_disk(&name);
+                self.hang_disk(&name)?;
                 End::Mend(name)
             }
-        }
+        })
     }
 
     fn undo(&self, end: End) {
@@ -255,13 +264,13 @@ impl Sim {
         }
     }
 
-    fn part(&self, name: String) -> End {
+    fn part(&self, name: String) -> Result<End, SimError> {
         let names = self.names();
         let (mut left, mut right) = (Vec::new(), Vec::new());
         for name in &names {
             if self.chance(0.5) { left.push(name.as_str()) } else { right.push(name.as_str()) }
         }
-        let _ = match self.random(3) {
+        match self.random(3) {
             0 => self.isolate(&name),
             1 => self.partition(&[&left, &right]),
             _ => {
@@ -269,12 +278,12 @@ impl Sim {
                 right.push(&name);
                 self.partition(&[&left, &right])
             }
-        };
-        End::Heal
+        }?;
+        Ok(End::Heal)
     }
 
     /// Changes all wires for a while, one of them, or those of one host. Storms of one run meet on the same wires.
-    fn storm(&self, change: impl FnOnce(Wire, &Sim) -> Wire) -> End {
+    fn storm(&self, change: impl FnOnce(Wire, &Sim) -> Wire) -> Result<End, SimError> {
         let usual = self.inner.usual.lock().expect("no holder of the lock panics").clone();
         let wire = change(usual, self);
         let (from, to) = (self.any().expect("there is one"), self.any().expect("there is one"));
@@ -283,19 +292,13 @@ impl Sim {
                 self.note(|| format!("all wires: {wire:?}"));
                 self.inner.net.usual(wire);
             }
-            1 => {
-                let _ = self.wire(&from, &to, wire);
-            }
-            _ => {
-                for to in self.names() {
-                    let _ = self.wire(&from, &to, wire.clone());
-                }
-            }
+            1 => self.wire(&from, &to, wire)?,
+            _ => self.names().iter().try_for_each(|to| self.wire(&from, to, wire.clone()))?,
         }
-        End::Heal
+        Ok(End::Heal)
     }
 
-    fn lost_writes(&self) -> LostWrites {
+    pub(crate) fn lost_writes(&self) -> LostWrites {
         match self.random(5) {
             0 => LostWrites::None,
             1 => LostWrites::All,

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::disk::{DiskFault, LostWrites};
 use super::error::SimError;
+use super::harm::Harm;
 use super::net::Away;
-use super::world::{Machine, Sim, alive, known};
+use super::world::{Life, Machine, Sim, alive, known};
 use crate::rt;
 use crate::rt::sim::SetClock;
 
@@ -23,7 +24,7 @@ impl Sim {
     /// # Errors
     /// [`SimError::UnknownHost`], [`SimError::NotRunning`].
     pub fn kill(&self, name: &str) -> Result<(), SimError> {
-        self.end_life(name, Away::Refusing, "killed".into(), |machine| machine.disk.process_gone())
+        self.end_life(name, Away::Refusing, "killed".into(), Some(Harm::Kill), |machine| machine.disk.process_gone())
     }
 
     /// Takes the host's power away. Its disk loses of the writes that were not synced what `lost` says, and its peers hear
@@ -32,24 +33,40 @@ impl Sim {
     /// # Errors
     /// [`SimError::UnknownHost`], [`SimError::NotRunning`].
     pub fn crash(&self, name: &str, lost: LostWrites) -> Result<(), SimError> {
-        self.end_life(name, Away::Silent, format!("crashed, {lost:?}"), |machine| machine.disk.power_loss(lost.into()))
+        let cut = |machine: &Machine| machine.disk.power_loss(lost.into());
+        self.end_life(name, Away::Silent, crashed(lost), Some(Harm::Crash), cut)
     }
 
     /// As [`Sim::crash`], in the middle of one of the next writes, which is torn with the rest; after a second of virtual
-    /// time at the latest.
+    /// time at the latest. Right after [`Sim::restart`] it strikes a process that starts.
     ///
     /// # Errors
     /// [`SimError::UnknownHost`], [`SimError::NotRunning`]; that too if the process ends by itself before the power fails.
     /// # Cancel safety
     /// When it is dropped, the power may still fail in that write, and the host is left with a dead disk.
     pub async fn crash_mid_write(&self, name: &str, lost: LostWrites) -> Result<(), SimError> {
-        let disk = {
-            let mut machines = self.machines();
-            let machine = known(&mut machines, name)?;
-            alive(machine, name)?;
-            machine.disk.clone()
-        };
-        disk.die_at(self.random(MID_WRITE_OPS));
+        self.crash_within(MID_WRITE_OPS, name, lost).await
+    }
+
+    /// As [`Sim::crash_mid_write`], in one of the disk's next `ops` operations.
+    pub(super) async fn crash_within(&self, ops: u64, name: &str, lost: LostWrites) -> Result<(), SimError> {
+        self.doom(name, self.random(ops))?;
+        self.crash_doomed(name, lost).await
+    }
+
+    /// Lets the power of the host's disk fail at the `nth` operation from now, from 0. To be followed by
+    /// [`Sim::crash_doomed`], before which only the disk is dead.
+    pub(crate) fn doom(&self, name: &str, nth: u64) -> Result<(), SimError> {
+        let mut machines = self.machines();
+        let machine = known(&mut machines, name)?;
+        alive(machine, name)?;
+        machine.disk.die_at(nth);
+        Ok(())
+    }
+
+    /// Takes the power of the whole host away when its disk has lost it, after a second of virtual time at the latest.
+    pub(crate) async fn crash_doomed(&self, name: &str, lost: LostWrites) -> Result<(), SimError> {
+        let disk = known(&mut self.machines(), name)?.disk.clone();
         let start = rt::Instant::now();
         while !disk.has_lost_power() && start.elapsed() < MID_WRITE {
             rt::sleep(Duration::from_millis(1)).await;
@@ -59,7 +76,7 @@ impl Sim {
             Err(SimError::NotRunning { .. }) if disk.has_lost_power() => {
                 disk.power_loss(lost.into());
                 self.inner.net.close(name, Away::Silent);
-                known(&mut self.machines(), name)?.life = Err(format!("crashed, {lost:?}"));
+                known(&mut self.machines(), name)?.life = Err(crashed(lost));
                 Ok(())
             }
             outcome => outcome,
@@ -80,7 +97,7 @@ impl Sim {
     /// # Errors
     /// [`SimError::UnknownHost`], [`SimError::NotRunning`].
     pub fn pause(&self, name: &str) -> Result<(), SimError> {
-        self.life(name, "is paused", |life| {
+        self.life(name, "is paused", Some(Harm::Pause), |life| {
             life.still = true;
             life.context.pause();
         })
@@ -92,7 +109,7 @@ impl Sim {
     /// # Errors
     /// [`SimError::UnknownHost`], [`SimError::NotRunning`].
     pub fn suspend(&self, name: &str) -> Result<(), SimError> {
-        self.life(name, "is suspended", |life| {
+        self.life(name, "is suspended", Some(Harm::Suspend), |life| {
             life.still = true;
             life.context.suspend();
         })
@@ -103,7 +120,7 @@ impl Sim {
     /// # Errors
     /// [`SimError::UnknownHost`], [`SimError::NotRunning`].
     pub fn resume(&self, name: &str) -> Result<(), SimError> {
-        self.life(name, "goes on", |life| {
+        self.life(name, "goes on", None, |life| {
             life.still = false;
             life.context.resume();
         })
@@ -115,6 +132,7 @@ impl Sim {
     /// [`SimError::UnknownHost`], [`SimError::Running`].
     pub fn wipe(&self, name: &str) -> Result<(), SimError> {
         self.at_rest(name)?.wipe();
+        self.harmed(Harm::Wipe);
         self.note(|| format!("{name} is given an empty disk"));
         Ok(())
     }
@@ -126,6 +144,7 @@ impl Sim {
     pub fn copy_disk(&self, from: &str, to: &str) -> Result<(), SimError> {
         let (from_disk, to_disk) = (self.at_rest(from)?, self.at_rest(to)?);
         to_disk.copy_of(&from_disk);
+        self.harmed(Harm::DiskCopied);
         self.note(|| format!("{to} is given a copy of the disk of {from}"));
         Ok(())
     }
@@ -186,6 +205,9 @@ impl Sim {
             return Err(SimError::Drift { ppm });
         }
         self.clock(name, SetClock { drift_ppm: Some(ppm), ..SetClock::default() })?;
+        if ppm != 0 {
+            self.harmed(Harm::Drift);
+        }
         self.note(|| format!("the clocks of {name} drift by {ppm} ppm"));
         Ok(())
     }
@@ -196,6 +218,7 @@ impl Sim {
     /// [`SimError::UnknownHost`].
     pub fn jump_wall_clock(&self, name: &str, by_ms: i64) -> Result<(), SimError> {
         self.clock(name, SetClock { wall_jump_ms: by_ms, ..SetClock::default() })?;
+        self.harmed(Harm::WallClockJump);
         self.note(|| format!("the wall clock of {name} jumps by {by_ms} ms"));
         Ok(())
     }
@@ -230,8 +253,15 @@ impl Sim {
         Ok(())
     }
 
-    fn life(&self, name: &str, event: &str, change: impl FnOnce(&mut super::world::Life)) -> Result<(), SimError> {
+    fn life(
+        &self,
+        name: &str,
+        event: &str,
+        harm: Option<Harm>,
+        change: impl FnOnce(&mut Life),
+    ) -> Result<(), SimError> {
         change(alive(known(&mut self.machines(), name)?, name)?);
+        harm.into_iter().for_each(|harm| self.harmed(harm));
         self.note(|| format!("{name} {event}"));
         Ok(())
     }
@@ -247,16 +277,41 @@ impl Sim {
 
     /// The process has returned from its main function.
     pub(super) fn exited(&self, name: &str, life: u64, how: String) {
-        let current = known(&mut self.machines(), name).is_ok_and(|machine| machine.lives() == life);
-        if current {
+        let current = {
+            let mut machines = self.machines();
+            known(&mut machines, name)
+                .ok()
+                .filter(|machine| machine.lives() == life)
+                .map(|machine| machine.disk.clone())
+        };
+        if let Some(disk) = current {
+            let harm = disk.has_lost_power().then_some(Harm::Crash);
             // An error says that it was killed in its last moment.
             let how = format!("it returned {how}");
-            let _ = self.end_life(name, Away::Refusing, how, |machine| machine.disk.process_gone());
+            let _ = self.end_life(name, Away::Refusing, how, harm, |machine| machine.disk.process_gone());
         }
     }
 
+    /// Has all hosts lose their power at once, each what `lost` draws.
+    pub(super) fn black_out(&self, mut lost: impl FnMut() -> LostWrites) -> Vec<String> {
+        let names = self.names();
+        // An error says that it has ended otherwise.
+        let crashed = names.iter().filter(|name| self.crash(name, lost()).is_ok()).count();
+        if crashed > 0 {
+            self.harmed(Harm::Blackout);
+        }
+        names
+    }
+
     /// In this order, so that nothing that is left of the process can write or speak while it is dropped.
-    fn end_life(&self, name: &str, away: Away, how: String, cut: impl FnOnce(&Machine)) -> Result<(), SimError> {
+    fn end_life(
+        &self,
+        name: &str,
+        away: Away,
+        how: String,
+        harm: Option<Harm>,
+        cut: impl FnOnce(&Machine),
+    ) -> Result<(), SimError> {
         let life = {
             let mut machines = self.machines();
             let machine = known(&mut machines, name)?;
@@ -264,12 +319,17 @@ impl Sim {
             cut(machine);
             std::mem::replace(&mut machine.life, Err(how.clone())).unwrap_or_else(|_| unreachable!("it is alive"))
         };
-        if life.is_young() {
-            rt::mark(rt::Mark::DoubleCrash);
+        harm.into_iter().for_each(|harm| self.harmed(harm));
+        if harm.is_some() && life.is_starting() && life.context.generation() > 1 {
+            self.harmed(Harm::DoubleCrash);
         }
         self.inner.net.close(name, away);
         life.context.kill();
         self.note(|| format!("{name} ends: {how}"));
         Ok(())
     }
+}
+
+fn crashed(lost: LostWrites) -> String {
+    format!("crashed, {lost:?}")
 }

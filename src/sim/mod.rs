@@ -102,6 +102,7 @@ pub mod check;
 mod disk;
 mod error;
 mod faults;
+mod harm;
 mod host;
 mod links;
 mod lives;
@@ -113,6 +114,7 @@ mod world;
 pub use self::disk::{DiskFault, LostWrites};
 pub use self::error::SimError;
 pub use self::faults::{Fault, Faults};
+pub use self::harm::{Harm, HarmCounts};
 pub use self::host::Host;
 pub use self::run::run;
 #[cfg(test)]

@@ -21,11 +21,12 @@ use futures::channel::oneshot;
 use futures::future::BoxFuture;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::harm::{Harm, HarmCounts};
 pub(crate) use super::wire::Passage;
 use super::wire::Wire;
 use crate::rt::{self, NodeRuntime, RuntimeKind, watch};
 use crate::storage::fault_disk::SplitMix;
-use crate::transport::partitions::Partitions;
+use crate::transport::partitions::{Obstacle, Partitions};
 use crate::transport::{Inbound, Lane, Transport, TransportError, check_size};
 use crate::types::Peer;
 
@@ -33,6 +34,8 @@ use crate::types::Peer;
 const FLIGHTS_MAX: usize = 65_536;
 /// Calls that one node handles at once on one lane; any more are refused.
 const CALLS_MAX: usize = 1024;
+/// Frames that take less than this are not counted as overtaken: jitter is no fault.
+const JITTER: Duration = Duration::from_millis(10);
 
 /// Runs what carries frames, which belongs to no node.
 pub(crate) type Spawner = Arc<dyn Fn(&'static str, BoxFuture<'static, ()>) + Send + Sync>;
@@ -62,20 +65,14 @@ struct State {
     ends: BTreeMap<String, End>,
     /// The last frame that was sent in order, by from, to and lane: the next one waits until it has arrived.
     last: BTreeMap<(String, String, Lane), oneshot::Receiver<()>>,
+    /// The newest frame that has arrived, by from, to and lane.
+    newest: BTreeMap<(String, String, Lane), u64>,
     flights: usize,
     lives: u64,
-    counts: Counts,
-}
-
-/// What has happened to frames so far, requests and answers alike.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    /// Requests that callers have made.
-    pub(crate) calls: u64,
-    pub(crate) lost: u64,
-    pub(crate) doubled: u64,
-    pub(crate) flipped: u64,
-    pub(crate) late: u64,
+    /// Requests that callers have made, and frames that have set out.
+    calls: u64,
+    frames: u64,
+    harm: HarmCounts,
 }
 
 /// Decides in place of a wire, if it likes: for tests that need one very frame to be lost.
@@ -135,9 +132,12 @@ impl SimNet {
             script: None,
             ends: BTreeMap::new(),
             last: BTreeMap::new(),
+            newest: BTreeMap::new(),
             flights: 0,
             lives: 0,
-            counts: Counts::default(),
+            calls: 0,
+            frames: 0,
+            harm: HarmCounts::default(),
         };
         SimNet { shared: Arc::new(Shared { state: Mutex::new(state), released: watch::channel(0).0, spawner }) }
     }
@@ -206,8 +206,14 @@ impl SimNet {
         self.shared.released.send_modify(|times| *times += 1);
     }
 
-    pub(crate) fn counts(&self) -> Counts {
-        self.state().counts
+    /// Requests that callers have made so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.state().calls
+    }
+
+    /// What has been done to frames so far, requests and answers alike.
+    pub(crate) fn harm(&self) -> HarmCounts {
+        self.state().harm.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -223,7 +229,7 @@ impl SimNet {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let copies = self.state().depart(*leg, &route);
+        let (number, copies) = self.state().depart(*leg, &route);
         rt::sim::trace("frame", &[u8::from(route.lane).into(), copies.len() as u64, xxh3_64(&frame)]);
         for (copy, in_order) in copies {
             let turn = in_order.then(|| self.state().turn(&route));
@@ -248,7 +254,8 @@ impl SimNet {
                 };
                 net.unheld(&route).await;
                 drop(turn);
-                if net.state().arrive(&route) {
+                let slow = copy.delay >= JITTER && !copy.late;
+                if net.state().arrive(&route, number, slow) {
                     arrived.await;
                 }
             });
@@ -257,10 +264,8 @@ impl SimNet {
 
     async fn unheld(&self, route: &Route) {
         let mut released = self.shared.released.subscribe();
-        loop {
-            if !self.state().held.contains(&(route.from.clone(), route.to.clone())) {
-                return;
-            }
+        let mut first = true;
+        while self.state().holds(route, std::mem::take(&mut first)) {
             released.changed().await.expect("this network holds the sender");
         }
     }
@@ -310,31 +315,46 @@ impl SimNet {
 }
 
 impl State {
-    /// The copies of a frame that set out, and whether each has to keep the order.
-    fn depart(&mut self, leg: Leg, route: &Route) -> Vec<(Passage, bool)> {
+    /// The number of a frame, and the copies of it that set out, and whether each has to keep the order.
+    fn depart(&mut self, leg: Leg, route: &Route) -> (u64, Vec<(Passage, bool)>) {
         let Route { from, to, lane } = route;
         let scripted = self.script.as_ref().and_then(|script| script(&Sight { lane: *lane, leg }));
         let wire = self.wires.get(&(from.clone(), to.clone())).unwrap_or(&self.usual);
         let in_order = wire.is_in_order();
         let copies = scripted.unwrap_or_else(|| wire.draw(&mut self.rng));
-        self.counts.calls += u64::from(leg == Leg::Request);
-        self.counts.doubled += u64::from(copies.len() > 1);
-        self.counts.late += copies.iter().filter(|copy| copy.late).count() as u64;
-        self.counts.flipped += copies.iter().filter(|copy| copy.flip.is_some()).count() as u64;
+        self.calls += u64::from(leg == Leg::Request);
+        self.frames += 1;
         let room = FLIGHTS_MAX - self.flights;
-        let lost = copies.is_empty() || copies.len() > room || !self.partitions.connected(from, to);
-        self.counts.lost += u64::from(lost);
-        if lost {
-            return Vec::new();
+        let open = self.passes(route);
+        self.harm.add(Harm::FrameLost, u64::from(open && copies.is_empty()));
+        if !open || copies.len() > room {
+            return (self.frames, Vec::new());
         }
         self.flights += copies.len();
-        copies
-            .into_iter()
-            .map(|copy| {
-                let keeps_order = in_order && !copy.late;
-                (copy, keeps_order)
-            })
-            .collect()
+        let count = |what: fn(&Passage) -> bool| copies.iter().filter(|copy| what(copy)).count() as u64;
+        self.harm.add(Harm::FrameDoubled, u64::from(copies.len() > 1));
+        self.harm.add(Harm::FrameLate, count(|copy| copy.late));
+        self.harm.add(Harm::FrameDamaged, count(|copy| copy.flip.is_some()));
+        let copies = copies.into_iter().map(|copy| {
+            let keeps_order = in_order && !copy.late;
+            (copy, keeps_order)
+        });
+        (self.frames, copies.collect())
+    }
+
+    /// Whether nothing stops a frame now; counts what does.
+    fn passes(&mut self, route: &Route) -> bool {
+        let obstacle = self.partitions.obstacle(&route.from, &route.to);
+        self.harm.add(Harm::FramePartitioned, u64::from(obstacle == Some(Obstacle::Partition)));
+        self.harm.add(Harm::FrameCut, u64::from(obstacle == Some(Obstacle::Cut)));
+        obstacle.is_none()
+    }
+
+    /// Whether frames of this route are held; counts it where it is asked for the first time.
+    fn holds(&mut self, route: &Route, first: bool) -> bool {
+        let held = self.held.contains(&(route.from.clone(), route.to.clone()));
+        self.harm.add(Harm::FrameHeld, u64::from(held && first));
+        held
     }
 
     /// Takes the next turn on a wire that keeps the order: what to wait for, and what to drop when it is over.
@@ -344,11 +364,15 @@ impl State {
     }
 
     /// Ends a flight; false if a partition has come in its way.
-    fn arrive(&mut self, route: &Route) -> bool {
+    fn arrive(&mut self, route: &Route, number: u64, slow: bool) -> bool {
         self.flights -= 1;
-        let connected = self.partitions.connected(&route.from, &route.to);
-        self.counts.lost += u64::from(!connected);
-        connected
+        if !self.passes(route) {
+            return false;
+        }
+        let newest = self.newest.entry((route.from.clone(), route.to.clone(), route.lane)).or_default();
+        self.harm.add(Harm::FrameOvertaken, u64::from(slow && number < *newest));
+        *newest = number.max(*newest);
+        true
     }
 }
 

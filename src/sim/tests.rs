@@ -217,8 +217,105 @@ fn a_power_failure_while_a_host_starts_is_one_and_the_host_starts_after_it() {
             sim.run_for(SECOND * 5).await;
         }
         assert_eq!(*sim.node("node-1")?.get::<usize>("k").await?.expect("it is on the disk"), written);
+        let [crashes, double] = [Harm::Crash, Harm::DoubleCrash].map(|harm| sim.harm_done().of(harm));
+        assert!(crashes == 24 && double > 0, "{}", sim.harm_done());
         Outcome::Ok(())
     });
+}
+
+#[test]
+fn what_is_done_to_a_world_is_counted_and_what_meets_nothing_is_not() {
+    play_one(10, |sim| async move {
+        sim.nodes(3)?;
+        sim.run_for(SECOND * 10).await;
+        assert_eq!(sim.harm_done(), HarmCounts::default());
+        let counted = |harms: &[Harm]| harms.iter().map(|harm| sim.harm_done().of(*harm)).collect::<Vec<_>>();
+
+        sim.cut("node-1", "node-2")?;
+        sim.run_for(SECOND).await;
+        assert!(counted(&[Harm::FrameCut])[0] > 0 && counted(&[Harm::FramePartitioned]) == [0]);
+        sim.heal();
+        let cut = counted(&[Harm::FrameCut]);
+        sim.isolate("node-1")?;
+        sim.run_for(SECOND).await;
+        assert!(counted(&[Harm::FramePartitioned])[0] > 0 && counted(&[Harm::FrameCut]) == cut);
+        sim.heal();
+
+        sim.pause("node-2")?;
+        sim.resume("node-2")?;
+        sim.suspend("node-2")?;
+        sim.resume("node-2")?;
+        assert_eq!(counted(&[Harm::Pause, Harm::Suspend]), [1, 1]);
+        sim.kill("node-2")?;
+        assert!(sim.kill("node-2").is_err() && sim.pause("node-2").is_err());
+        assert_eq!(counted(&[Harm::Kill, Harm::Pause, Harm::Crash, Harm::DoubleCrash]), [1, 1, 0, 0]);
+        sim.restart("node-2")?;
+        sim.kill("node-2")?;
+        assert_eq!(counted(&[Harm::Kill, Harm::DoubleCrash]), [2, 1]);
+
+        sim.drift("node-3", 100)?;
+        sim.jump_wall_clock("node-3", -1000)?;
+        // On a host that does not run nothing is slow.
+        sim.hang_disk("node-2")?;
+        sim.run_for(SECOND).await;
+        sim.recover();
+        assert_eq!(counted(&[Harm::Drift, Harm::WallClockJump, Harm::HungStep, Harm::SlowStep]), [1, 1, 0, 0]);
+        sim.slow_disk("node-3", SECOND / 10, SECOND / 10)?;
+        sim.node("node-1")?.set("k", &1).timeout(SECOND * 10).await?;
+        sim.run_for(SECOND).await;
+        assert!(counted(&[Harm::SlowStep])[0] > 0);
+
+        sim.fail_disk("node-3", DiskFault::Sync, 0)?;
+        sim.node("node-1")?.set("k", &2).timeout(SECOND * 10).await?;
+        sim.run_for(SECOND).await;
+        assert_eq!(counted(&[Harm::SyncFailed, Harm::WriteFailed, Harm::DiskFull]), [1, 0, 0]);
+        ["node-1", "node-2"].iter().try_for_each(|name| sim.crash(name, LostWrites::All))?;
+        sim.wipe("node-1")?;
+        sim.copy_disk("node-2", "node-1")?;
+        assert_eq!(counted(&[Harm::Wipe, Harm::DiskCopied, Harm::Crash, Harm::Blackout]), [1, 1, 2, 0]);
+        Outcome::Ok(())
+    });
+}
+
+/// Two hosts that write now and then, and faults of one kind.
+async fn struck_by(sim: &Sim, fault: Fault) -> Outcome {
+    sim.hosts(["a", "b"], |host| async move {
+        let cluster = host.cluster().await?;
+        for n in 0.. {
+            // Of many sectors, so that there is something to tear.
+            let _ = cluster.set(host.name(), &vec![n; 4000]).timeout(SECOND).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        Ok::<(), StartError>(())
+    })?;
+    sim.run_for(SECOND * 3).await;
+    sim.chaos(Faults::only([fault]), SECOND * 5).await;
+    Outcome::Ok(())
+}
+
+#[test]
+fn every_kind_of_fault_does_its_harm_and_no_other_kind_of_its_own() {
+    for fault in Fault::ALL {
+        let sum = std::cell::RefCell::new(HarmCounts::default());
+        let does = [fault.harm()].into_iter().chain((fault == Fault::Crash).then_some(Harm::WriteDropped));
+        let does: Vec<Harm> = does.chain((fault == Fault::Crash).then_some(Harm::WriteTorn)).collect();
+        let mut seeds = 20..40;
+        while does.iter().any(|harm| sum.borrow().of(*harm) == 0) {
+            let seed = seeds.next().unwrap_or_else(|| panic!("{fault:?} does not do {does:?}: {}", sum.borrow()));
+            play_one(seed, |sim| async {
+                let sim = sim;
+                struck_by(&sim, fault).await?;
+                *sum.borrow_mut() += sim.harm_done();
+                Outcome::Ok(())
+            });
+        }
+        let sum = sum.into_inner();
+        // Whoever loses power crashes.
+        let crashes = matches!(fault, Fault::CrashAll | Fault::DoubleCrash);
+        let others = Fault::ALL.into_iter().filter(|other| *other != fault && !(crashes && *other == Fault::Crash));
+        let strangers: Vec<Fault> = others.filter(|other| sum.of(other.harm()) > 0).collect();
+        assert!(strangers.is_empty(), "{fault:?} did the harm of {strangers:?}: {sum}");
+    }
 }
 
 #[test]

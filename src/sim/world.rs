@@ -9,13 +9,14 @@ use futures::future::BoxFuture;
 
 use super::disk::Pace;
 use super::error::SimError;
+use super::harm::HarmCounts;
 use super::host::Host;
 use super::net::{SimEnd, SimNet};
 use super::wire::{Wire, hits};
 use crate::api::cluster::{Cluster, WeakCluster};
 use crate::config::Settings;
 use crate::rt;
-use crate::rt::sim::{Context, World};
+use crate::rt::sim::{Context, Met, World};
 use crate::storage::fault_disk::{FaultDisk, SplitMix};
 use crate::types::Peer;
 
@@ -53,6 +54,8 @@ pub(super) struct Inner {
     pub(super) usual: Mutex<Wire>,
     tune: Mutex<Tune>,
     journal: Journal,
+    /// What was done to processes, machines and clocks.
+    pub(super) harm: Mutex<HarmCounts>,
 }
 
 /// Changes the settings of every node that is opened from now on.
@@ -75,8 +78,12 @@ pub(super) struct Machine {
 
 impl Life {
     /// Whether it has not got as far as to have a node.
-    pub(super) fn is_young(&self) -> bool {
-        self.context.generation() > 1 && self.cluster.upgrade().is_none()
+    pub(super) fn is_starting(&self) -> bool {
+        self.cluster.is_none()
+    }
+
+    fn cluster(&self) -> Option<Cluster> {
+        self.cluster.as_ref()?.upgrade()
     }
 }
 
@@ -90,7 +97,8 @@ impl Machine {
 /// A process while it lives.
 pub(super) struct Life {
     pub(super) context: Context,
-    cluster: WeakCluster,
+    /// Once it has opened one.
+    cluster: Option<WeakCluster>,
     /// Paused or suspended.
     pub(super) still: bool,
 }
@@ -116,6 +124,7 @@ impl Sim {
             usual: Mutex::default(),
             tune: Mutex::new(Arc::new(|_| {})),
             journal,
+            harm: Mutex::default(),
             world,
         };
         Sim { inner: Arc::new(inner) }
@@ -209,7 +218,7 @@ impl Sim {
             }
             machine.lives += 1;
             let context = self.inner.world.context(name, machine.lives);
-            machine.life = Ok(Life { context: context.clone(), cluster: WeakCluster::default(), still: false });
+            machine.life = Ok(Life { context: context.clone(), cluster: None, still: false });
             (machine.main.clone(), context)
         };
         let (life, name, sim) = (context.generation(), name.to_owned(), self.downgrade());
@@ -232,7 +241,7 @@ impl Sim {
     pub fn node(&self, name: &str) -> Result<Cluster, SimError> {
         let mut machines = self.machines();
         let life = alive(known(&mut machines, name)?, name)?;
-        life.cluster.upgrade().ok_or_else(|| SimError::NotOpen { name: name.to_owned() })
+        life.cluster().ok_or_else(|| SimError::NotOpen { name: name.to_owned() })
     }
 
     /// The names of all hosts.
@@ -270,7 +279,7 @@ impl Sim {
     pub(crate) fn open(&self) -> Vec<(String, Cluster)> {
         let machines = self.machines();
         let open = |(name, machine): (&String, &Machine)| {
-            let cluster = machine.life.as_ref().ok()?.cluster.upgrade()?;
+            let cluster = machine.life.as_ref().ok()?.cluster()?;
             Some((name.clone(), cluster))
         };
         machines.iter().filter_map(open).collect()
@@ -327,13 +336,17 @@ impl Sim {
         *self.inner.tune.lock().expect("no holder of the lock panics") = Arc::new(tune);
     }
 
+    /// Has `met` called with the name of each host that comes by a mark from now on, in that moment; `None`: nobody.
+    pub(crate) fn on_mark<F: Fn(&Sim, &str, rt::Mark) + Send + Sync + 'static>(&self, met: Option<F>) {
+        let sim = self.downgrade();
+        self.inner.world.on_mark(met.map(|met| -> Arc<Met> {
+            Arc::new(move |name, mark| sim.upgrade().into_iter().for_each(|sim| met(&sim, name, mark)))
+        }));
+    }
+
     /// The world below, for whoever compares its runs.
     pub(crate) fn world(&self) -> &World {
         &self.inner.world
-    }
-
-    pub(crate) fn net(&self) -> &SimNet {
-        &self.inner.net
     }
 
     /// What the host called `name` makes its node of.
@@ -354,7 +367,7 @@ impl Sim {
         if let Ok(Machine { life: Ok(current), .. }) = known(&mut self.machines(), name)
             && current.context.generation() == life
         {
-            current.cluster = cluster;
+            current.cluster = Some(cluster);
         }
     }
 

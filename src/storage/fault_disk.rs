@@ -36,6 +36,23 @@ pub(crate) enum PowerLoss {
     Subset(u64),
 }
 
+/// What faults have done to a disk so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Damage {
+    /// Writes, and changes of length, of which a power failure kept nothing.
+    pub(crate) dropped: u64,
+    /// Writes of which a power failure kept some sectors.
+    pub(crate) torn: u64,
+    failed: BTreeMap<(IoKind, io::ErrorKind), u64>,
+}
+
+impl Damage {
+    /// Operations of these kinds that have failed with this error because of [`FaultDisk::inject`].
+    pub(crate) fn failed(&self, kinds: &[IoKind], error: io::ErrorKind) -> u64 {
+        kinds.iter().filter_map(|kind| self.failed.get(&(*kind, error))).sum()
+    }
+}
+
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum IoKind {
     Read,
@@ -71,8 +88,7 @@ struct Inner {
     /// The power fails at the operation with this number, of all kinds.
     die_at: Option<u64>,
     fault: Option<Fault>,
-    /// Operations that a fault has failed.
-    failed: u64,
+    damage: Damage,
     rng: SplitMix,
 }
 
@@ -106,7 +122,7 @@ impl FaultDisk {
             counts: BTreeMap::new(),
             die_at: None,
             fault: None,
-            failed: 0,
+            damage: Damage::default(),
             rng: SplitMix(seed),
         };
         FaultDisk { inner: Arc::new(Mutex::new(inner)) }
@@ -153,7 +169,12 @@ impl FaultDisk {
 
     /// Operations that have failed because of [`FaultDisk::inject`].
     pub(crate) fn injected(&self) -> u64 {
-        self.lock().failed
+        self.lock().damage.failed.values().sum()
+    }
+
+    /// What faults have done to this disk so far, however often it was wiped.
+    pub(crate) fn damage(&self) -> Damage {
+        self.lock().damage.clone()
     }
 
     /// Removes the marker of a failure, as nobody should.
@@ -164,9 +185,9 @@ impl FaultDisk {
     /// Fails the power, unless it has failed, and brings it back. Open handles stay dead and hold no locks.
     pub(crate) fn power_loss(&self, mode: PowerLoss) {
         let mut inner = self.lock();
-        let Inner { files, rng, .. } = &mut *inner;
+        let Inner { files, rng, damage, .. } = &mut *inner;
         for file in files.values_mut() {
-            file.power_loss(mode, rng);
+            file.power_loss(mode, rng, damage);
         }
         inner.generation += 1;
         inner.on = true;
@@ -243,7 +264,7 @@ impl FaultFile {
         self.pending.push(op);
     }
 
-    fn power_loss(&mut self, mode: PowerLoss, rng: &mut SplitMix) {
+    fn power_loss(&mut self, mode: PowerLoss, rng: &mut SplitMix, damage: &mut Damage) {
         let kept = rng.below(self.pending.len() as u64 + 1) as usize;
         for (i, op) in std::mem::take(&mut self.pending).into_iter().enumerate() {
             let percent = match mode {
@@ -254,30 +275,51 @@ impl FaultFile {
                 PowerLoss::Prefix => 0,
                 PowerLoss::Subset(percent) => percent,
             };
-            self.survive(&op, percent, rng);
+            let survived = self.survive(&op, percent, rng);
+            damage.dropped += u64::from(survived == Survived::Nothing);
+            damage.torn += u64::from(survived == Survived::Part);
         }
         self.live = self.durable.clone();
         self.locked = false;
     }
 
-    fn survive(&mut self, op: &Pending, percent: u64, rng: &mut SplitMix) {
+    fn survive(&mut self, op: &Pending, percent: u64, rng: &mut SplitMix) -> Survived {
+        let (mut kept, mut lost) = (0, 0);
         match op {
-            Pending::SetLen(len) => {
-                if rng.below(100) < percent {
+            Pending::SetLen(len) => match rng.below(100) < percent {
+                true => {
                     self.durable.resize(*len as usize, 0);
+                    kept += 1;
                 }
-            }
+                false => lost += 1,
+            },
             Pending::Write(offset, data) => {
                 for (i, sector) in data.chunks(SECTOR_BYTES).enumerate() {
                     let at = *offset as usize + i * SECTOR_BYTES;
                     // A write behind the end of a file whose growth was lost has nowhere to go.
                     if rng.below(100) < percent && at + sector.len() <= self.durable.len() {
                         self.durable[at..at + sector.len()].copy_from_slice(sector);
+                        kept += 1;
+                    } else {
+                        lost += 1;
                     }
                 }
             }
         }
+        match (kept, lost) {
+            (_, 0) => Survived::Whole,
+            (0, _) => Survived::Nothing,
+            _ => Survived::Part,
+        }
     }
+}
+
+/// What is left of an operation after a power failure.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Survived {
+    Whole,
+    Part,
+    Nothing,
 }
 
 /// A disk from one power failure to the next. What a node of an earlier time does to it has no effect.
@@ -382,8 +424,8 @@ impl Inner {
             fault.nth -= 1;
             return None;
         }
-        self.failed += 1;
         let (error, once) = (fault.error, fault.once);
+        *self.damage.failed.entry((kind, error)).or_default() += 1;
         if once {
             self.fault = None;
         }
@@ -480,81 +522,4 @@ impl SplitMix {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn written(mode: PowerLoss, seed: u64) -> Vec<u8> {
-        let disk = FaultDisk::new(seed);
-        let file = disk.mount().backend(File::Log).unwrap();
-        file.set_len(4 * SECTOR_BYTES as u64).unwrap();
-        file.write(0, &[1; SECTOR_BYTES]).unwrap();
-        file.sync_data().unwrap();
-        file.write(0, &[2; 4 * SECTOR_BYTES]).unwrap();
-        file.set_len(6 * SECTOR_BYTES as u64).unwrap();
-        disk.power_loss(mode);
-        assert!(file.read(0, &mut [0]).is_err(), "a handle from before the failure still reads");
-        disk.bytes(File::Log)
-    }
-
-    #[test]
-    fn a_killed_process_loses_nothing_and_what_it_did_not_sync_is_still_lost_with_the_power() {
-        let disk = FaultDisk::new(1);
-        let file = disk.mount().backend(File::Log).unwrap();
-        file.set_len(4).unwrap();
-        file.sync_data().unwrap();
-        file.write(0, &[1; 4]).unwrap();
-        disk.process_gone();
-        assert!(file.write(0, &[2; 4]).is_err(), "a dead process still writes");
-        let next = disk.mount().backend(File::Log).expect("the dead hold no locks");
-        let mut read = [0; 4];
-        next.read(0, &mut read).unwrap();
-        assert_eq!(read, [1; 4]);
-        disk.power_loss(PowerLoss::DropAll);
-        assert_eq!(disk.bytes(File::Log), [0; 4]);
-    }
-
-    #[test]
-    fn a_wiped_disk_is_empty_and_a_copy_is_one_of_its_own() {
-        let (disk, other) = (FaultDisk::new(1), FaultDisk::new(2));
-        disk.mount().backend(File::Log).unwrap().set_len(3).unwrap();
-        disk.mount().mark_failed("on purpose");
-        other.copy_of(&disk);
-        assert_eq!((other.bytes(File::Log).len(), other.mount().failed().unwrap().is_some()), (3, true));
-        let mounted = disk.mount();
-        disk.wipe();
-        assert!(mounted.exists(File::Log).is_err() && !disk.mount().exists(File::Log).unwrap());
-        assert!(disk.mount().failed().unwrap().is_none());
-        other.mount().backend(File::Log).expect("a copy is not locked").set_len(9).unwrap();
-        assert!(disk.bytes(File::Log).is_empty());
-    }
-
-    #[test]
-    fn a_power_failure_keeps_what_was_synced_and_of_the_rest_what_the_mode_says() {
-        let dropped = written(PowerLoss::DropAll, 1);
-        assert_eq!((dropped.len(), dropped[0], dropped[SECTOR_BYTES]), (4 * SECTOR_BYTES, 1, 0));
-        let kept = written(PowerLoss::KeepAll, 1);
-        assert_eq!((kept.len(), kept[0], kept[4 * SECTOR_BYTES - 1]), (6 * SECTOR_BYTES, 2, 2));
-        let torn = (0..50).map(|seed| written(PowerLoss::Subset(50), seed));
-        assert!(torn.clone().any(|bytes| bytes[0] == 1 && bytes[SECTOR_BYTES] == 2), "no write was ever torn");
-        assert!(torn.clone().any(|bytes| bytes.len() == 6 * SECTOR_BYTES && bytes[0] == 1), "no length came alone");
-        for bytes in torn {
-            assert!(
-                bytes.chunks(SECTOR_BYTES).all(|sector| sector.iter().all(|b| *b == sector[0])),
-                "torn in a sector"
-            );
-        }
-    }
-
-    #[test]
-    fn a_failed_sync_leaves_pages_that_read_well_and_are_lost_with_the_power() {
-        let disk = FaultDisk::new(1);
-        let file = disk.mount().backend(File::Log).unwrap();
-        file.set_len(8).unwrap();
-        disk.inject(Fault { kinds: vec![IoKind::Sync], nth: 0, error: io::ErrorKind::Other, once: true });
-        assert!(file.sync_data().is_err());
-        assert_eq!(file.sync_data().map_err(|e| e.to_string()), Ok(()));
-        assert_eq!(disk.bytes(File::Log).len(), 8);
-        disk.power_loss(PowerLoss::KeepAll);
-        assert_eq!(disk.bytes(File::Log).len(), 0);
-    }
-}
+mod tests;

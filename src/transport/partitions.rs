@@ -15,11 +15,22 @@ pub(crate) struct Partitions {
 impl Partitions {
     /// Whether a frame passes from one name to another. Nobody is ever cut off from itself.
     pub(crate) fn connected(&self, from: &str, to: &str) -> bool {
-        from == to
-            || !self.isolated.contains(from)
-                && !self.isolated.contains(to)
-                && !self.cuts.contains(&(from.to_owned(), to.to_owned()))
-                && self.groups.as_ref().is_none_or(|groups| groups.iter().any(|g| g.contains(from) && g.contains(to)))
+        self.obstacle(from, to).is_none()
+    }
+
+    /// What stops a frame from one name to another. Where there are both, it is the partition.
+    pub(crate) fn obstacle(&self, from: &str, to: &str) -> Option<Obstacle> {
+        let share = |groups: &Vec<BTreeSet<String>>| groups.iter().any(|g| g.contains(from) && g.contains(to));
+        if from == to {
+            None
+        } else if self.isolated.contains(from)
+            || self.isolated.contains(to)
+            || self.groups.as_ref().is_some_and(|groups| !share(groups))
+        {
+            Some(Obstacle::Partition)
+        } else {
+            self.cuts.contains(&(from.to_owned(), to.to_owned())).then_some(Obstacle::Cut)
+        }
     }
 
     /// Splits the network, in place of an earlier split: only names that share a group are connected.
@@ -39,4 +50,13 @@ impl Partitions {
     pub(crate) fn heal(&mut self) {
         *self = Self::default();
     }
+}
+
+/// Why a frame does not pass.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// The two are apart, in both directions.
+    Partition,
+    /// This direction is cut.
+    Cut,
 }

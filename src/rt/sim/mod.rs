@@ -24,13 +24,15 @@ mod tests;
 
 use std::cell::RefCell;
 
+use super::marks::Mark;
+
 // Not all of it is used by every build that has this.
 #[allow(unused_imports)]
 pub(crate) use self::{
     context::Context,
     machine::SetClock,
     trace::{Recording, first_difference},
-    world::{OUTSIDE, Panicked, World},
+    world::{Met, OUTSIDE, Panicked, World},
 };
 
 /// The context of what is being polled on this thread.
@@ -42,6 +44,13 @@ pub(crate) fn current() -> Option<Context> {
 pub(crate) fn trace(kind: &'static str, bits: &[u64]) {
     if let Some(context) = current() {
         context.world().trace(kind, bits);
+    }
+}
+
+/// Tells the current world, if there is one, that its current process has come by a mark.
+pub(super) fn marked(mark: Mark) {
+    if let Some(context) = current() {
+        context.world().marked(context.name(), mark);
     }
 }
 

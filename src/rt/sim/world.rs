@@ -1,6 +1,7 @@
 //! One run: its seed, its time and its trace.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use super::context::Context;
 use super::machine::{Clocks, SetClock};
 use super::trace::{Recording, Trace, Who};
 use super::{CURRENT, Current};
+use crate::rt::marks::Mark;
 
 /// One simulated run. Clones are the same world.
 #[derive(Clone, Debug)]
@@ -35,8 +37,21 @@ struct State {
     /// The clocks of each machine, by the name of its processes.
     machines: BTreeMap<Arc<str>, Clocks>,
     panics: Vec<Panicked>,
+    on_mark: Option<OnMark>,
     #[cfg(test)]
     unfair: bool,
+}
+
+/// Called with the name of a process and the mark that it comes by.
+pub(crate) type Met = dyn Fn(&str, Mark) + Send + Sync;
+
+#[derive(Clone)]
+struct OnMark(Arc<Met>);
+
+impl fmt::Debug for OnMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnMark")
+    }
 }
 
 /// A panic that was caught in a task.
@@ -62,6 +77,7 @@ impl World {
             yield_per_mille: 0,
             machines: BTreeMap::new(),
             panics: Vec::new(),
+            on_mark: None,
             #[cfg(test)]
             unfair: false,
         };
@@ -171,6 +187,19 @@ impl World {
         let mut state = self.state();
         if state.panics.len() < PANICS_MAX {
             state.panics.push(Panicked { at, process, generation, task, message });
+        }
+    }
+
+    /// Has `met` called with the name of each process that comes by a mark from now on, in that moment; `None`: nobody.
+    pub(crate) fn on_mark(&self, met: Option<Arc<Met>>) {
+        self.state().on_mark = met.map(OnMark);
+    }
+
+    pub(super) fn marked(&self, process: &str, mark: Mark) {
+        // Not under the lock: it may look at the world.
+        let met = self.state().on_mark.clone();
+        if let Some(OnMark(met)) = met {
+            met(process, mark);
         }
     }
 

@@ -61,7 +61,7 @@ async fn a_lost_request_is_not_handled_a_lost_answer_is_and_both_hold_their_call
     net.wire("b", "a", Wire::instant().loss(1.0));
     assert_eq!(call(&a, "b").await, (Err(TransportError::TimedOut), TIMEOUT));
     assert_eq!(handled.load(Ordering::Relaxed), 1);
-    assert_eq!(net.counts(), Counts { calls: 2, lost: 2, ..Counts::default() });
+    assert_eq!((net.calls(), net.harm().of(Harm::FrameLost)), (2, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,7 +186,7 @@ async fn a_life_that_is_over_neither_sends_nor_answers_nor_hears() {
     let c = net.end("c");
     c.start(counting().0);
     assert_eq!(call(&b, "c").await.0, Err(TransportError::TimedOut));
-    assert_eq!(net.counts().calls, 1);
+    assert_eq!(net.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,8 +218,29 @@ async fn what_a_script_decides_goes_before_what_the_wire_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_frame_counts_as_overtaken_if_it_was_slow_and_one_that_was_sent_later_came_first() {
+    let (count, slow) = (|net: &SimNet| net.harm().of(Harm::FrameOvertaken), Wire::instant().latency(MS * 20, MS * 20));
+    let net = net(1, Wire::instant());
+    let (a, _b, _) = pair(&net);
+    for (first, second, overtaken) in [(slow.clone(), slow.clone(), 0), (slow, Wire::instant(), 1)] {
+        net.wire("a", "b", first);
+        let first = call(&a, "b");
+        futures::pin_mut!(first);
+        assert!(futures::poll!(&mut first).is_pending());
+        net.wire("a", "b", second);
+        assert_eq!(call(&a, "b").await.0, Ok(frame()));
+        assert_eq!(first.await.0, Ok(frame()));
+        assert_eq!(count(&net), overtaken);
+    }
+    // Jitter.
+    net.wire("a", "b", Wire::default());
+    let calls = futures::future::join_all((0..50).map(|_| call(&a, "b"))).await;
+    assert!(calls.iter().all(|(answer, _)| answer.is_ok()) && count(&net) == 1, "{}", net.harm());
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_seed_has_one_fate() {
-    async fn run(seed: u64) -> (Vec<bool>, Counts) {
+    async fn run(seed: u64) -> (Vec<bool>, HarmCounts) {
         let wire = Wire::default().loss(0.2).duplication(0.2).corruption(0.2).lateness(0.2, TIMEOUT);
         let net = net(seed, wire);
         let (a, _b, _) = pair(&net);
@@ -227,7 +248,7 @@ async fn one_seed_has_one_fate() {
         for _ in 0..50 {
             answers.push(call(&a, "b").await.0.is_ok());
         }
-        (answers, net.counts())
+        (answers, net.harm())
     }
     assert_eq!(run(7).await, run(7).await);
     assert_ne!(run(7).await, run(8).await);
