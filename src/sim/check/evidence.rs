@@ -11,6 +11,7 @@ use super::lock::LockRecord;
 use super::log::{Commit, CommitLog};
 use super::op::{Seen, Span};
 use super::order::OrderCheck;
+use super::timeline::Timeline;
 use super::violation::Violation;
 use super::watch::WatchRecord;
 use crate::types::Revision;
@@ -111,7 +112,8 @@ impl Evidence {
         };
         let mut violations = order.check(&self.history, &self.log);
         violations.extend(black_box.violations.iter().cloned());
-        violations.extend(self.watches.iter().flat_map(|watch| watch.check(&self.log)));
+        let timeline = Timeline::new(&self.log);
+        violations.extend(self.watches.iter().flat_map(|watch| watch.check_on(&self.log, &timeline)));
         violations.extend(self.leases.iter().flat_map(|lease| leases.check(lease)));
         violations.extend(self.locks.iter().flat_map(|lock| match &lock.claims {
             Some(claims) => lock.record.check_with(&self.log, claims),

@@ -97,11 +97,15 @@ impl WatchRecord {
 
     /// Holds the watch against the commits: W1 to W13.
     pub fn check(&self, log: &CommitLog) -> Vec<Violation> {
-        let timeline = Timeline::new(log);
+        self.check_on(log, &Timeline::new(log))
+    }
+
+    /// As [`WatchRecord::check`], for whoever holds many watches against one log.
+    pub(super) fn check_on(&self, log: &CommitLog, timeline: &Timeline) -> Vec<Violation> {
         let mut following = Following {
             record: self,
             log,
-            timeline: &timeline,
+            timeline,
             at: match self.start {
                 WatchStart::After(place) => Some(place.get()),
                 WatchStart::From(first) => Some(first.get().saturating_sub(1)),
