@@ -210,8 +210,8 @@ impl Commit {
 impl Span {
     /// Every key that [`Commit::of_changes`] shows with its table in front: the recipes' and those of other tables.
     pub(crate) fn not_flat() -> Self {
-        // Spaces are the bytes 1 and 2, and no key of a test is as small.
-        Span { start: String::new(), end: Some("\u{3}".into()) }
+        // Spaces are the bytes 1 to 4, and no key of a test is as small.
+        Span { start: String::new(), end: Some("\u{5}".into()) }
     }
 
     /// The claims of a lock, as [`Commit::of_changes`] shows them.
