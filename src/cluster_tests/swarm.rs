@@ -182,8 +182,15 @@ async fn scenario(sim: Sim, plan: Plan) -> Harvest {
     let sound = standing(&sim, broken.as_deref());
     ledger.items.drained(&sound[0]).await;
     ledger.outlive_sessions(&sound[0]).await;
+    converged(&sound, &format!("seed {}", sim.seed())).await;
     let nodes = standing(&sim, None);
-    converged(&nodes, &format!("seed {}", sim.seed())).await;
+    for node in &nodes {
+        let place = |node: &Cluster| (node.status().revision, node.status().state_hash);
+        let is_as_sound = || place(node) == place(&sound[0]) || matches!(node.status().health, Health::Stopped(_));
+        let caught_up = sim.until("a node that is like the others, or has ended", 60 * SECOND, is_as_sound).await;
+        caught_up.unwrap_or_else(|error| panic!("{error}: {:#?}", node.status()));
+    }
+    let nodes = standing(&sim, None);
     ledger.settle(&sound[0]).await;
     ledger.counts.judge(&sound[0]).await;
     ledger.items.judge();
