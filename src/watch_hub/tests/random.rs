@@ -25,7 +25,8 @@ impl Model {
         (from + 1..=to.min(self.revision())).filter(concerns).collect()
     }
 
-    fn publish(&mut self, hub: &WatchHub, rng: &mut Choices) {
+    /// Nothing is kept where nobody is there to be given it.
+    fn publish(&mut self, hub: &WatchHub, rng: &mut Choices, is_watched: bool) {
         let revision = self.revision() + 1;
         let keys: Vec<Bytes> = (0..=rng.below(3)).map(|_| any_key(rng)).collect();
         let changes: Vec<Change> = keys
@@ -35,7 +36,8 @@ impl Model {
             .collect();
         hub.publish([changes].into_iter());
         self.revisions.push(Some(keys));
-        self.kept_after = self.kept_after.max(revision.saturating_sub(self.kept_max));
+        let kept = if is_watched { self.kept_max } else { 0 };
+        self.kept_after = self.kept_after.max(revision.saturating_sub(kept));
     }
 
     fn jump(&mut self, hub: &WatchHub, by: u64) {
@@ -134,7 +136,7 @@ pub(crate) fn run(name: &str, mut rng: Choices, marks: &mut Marks) {
             }
             1 if watchers.len() > 20 => drop(watchers.swap_remove(rng.below(20) as usize)),
             2 if rng.one_in(5) => model.jump(&hub, 1 + rng.below(20)),
-            3..=11 => model.publish(&hub, &mut rng),
+            3..=11 => model.publish(&hub, &mut rng, !watchers.is_empty()),
             _ => {
                 let count = watchers.len() as u64;
                 if let Some(watcher) = watchers.get_mut(rng.below(count.max(1)) as usize) {
