@@ -6,6 +6,9 @@ use std::time::Duration;
 use quorate::sim::check::{Answer, CommitLog, Op, Recorder};
 use quorate::{Cluster, Revision, Ticket};
 
+/// Within this time everything with a time to live is gone, once nobody writes.
+const LEASES_GONE: Duration = Duration::from_secs(15);
+
 /// Settles what became of each write, and records it as calls of `client`.
 pub async fn resolve(cluster: &Cluster, recorder: &Recorder, client: u64, tickets: Vec<Ticket>) {
     for ticket in tickets {
@@ -27,8 +30,13 @@ pub async fn resolve(cluster: &Cluster, recorder: &Recorder, client: u64, ticket
 
 /// Writes every commit of the flat keys to `path`, as this node's history has them.
 pub async fn dump(cluster: &Cluster, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    // Everything that was acknowledged until now is applied here when this returns.
-    cluster.get::<String>("any").await?;
+    // What comes behind the log that is told here, nobody could judge. Nobody writes any more, but what was written with a
+    // time to live has still to go. Everything that was acknowledged until now is applied here when this returns.
+    let start = std::time::Instant::now();
+    while cluster.range::<String>(..).await?.iter().any(|(_, entry)| entry.lease.is_some()) {
+        assert!(start.elapsed() < LEASES_GONE, "keys with a time to live do not go");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let last = cluster.status().revision;
     let mut watch = cluster.watch::<String>(..).from(Revision::ZERO.next()).backpressure().await?;
     let mut log = CommitLog::default();
