@@ -200,6 +200,12 @@ impl Node {
         if self.clients.not_renewed_for(overdue).is_none() {
             return Ok(());
         }
+        // Seldom and large: on the heap it is no part of every write.
+        Box::pin(self.renew_overdue(started, deadline)).await
+    }
+
+    async fn renew_overdue(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<(), Error> {
+        let overdue = self.settings.client_ttl / 2;
         let opening = rt::timeout_at(deadline, self.clients.opening.lock()).await;
         let late = |_| Error::NotApplied { why: Obstacle::NoLeader, waited: started.elapsed() };
         let _opening = opening.map_err(late)?;

@@ -6,6 +6,7 @@
 mod client;
 mod expiry;
 mod formation;
+mod gather;
 mod inbound;
 mod open;
 mod propose;

@@ -252,7 +252,7 @@ impl Node {
     fn start_tasks(
         self: &Arc<Self>,
         formation: Formation,
-        queue: futures::channel::mpsc::UnboundedReceiver<super::propose::Submission>,
+        queue: futures::channel::mpsc::UnboundedReceiver<super::gather::Submission>,
     ) {
         let spawn = |name, task: futures::future::BoxFuture<'static, ()>| self.keep(self.runtime.spawn(name, task));
         spawn("funnel", Box::pin(run_funnel(self.clone(), queue)));

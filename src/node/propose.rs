@@ -9,13 +9,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt;
+use bytes::{Bytes, BytesMut};
 use futures::channel::{mpsc, oneshot};
 use tokio::sync::Semaphore;
 
 use super::Node;
 use super::client::Claim;
+use super::gather::{Gather, Submission};
 use crate::command::{Command, Proposal, Refusal, Response, Stamp};
 use crate::error::{Error, Obstacle};
 use crate::format::command::{decode_response, encode_proposal, encode_response};
@@ -25,18 +25,11 @@ use crate::rt::{self, Instant, Mark, mark};
 use crate::transport::{FRAME_BYTES_MAX, Lane};
 use crate::types::NodeId;
 
-/// Most proposals of one batch or frame.
-const BATCH_MAX: usize = 1024;
-/// Most bytes of one batch or frame, one oversized proposal excepted.
-const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Batches of this node's callers under way at a time in its own log; while one is, the next one fills. One batch of
 /// all who wait costs less than two of a half each, and takes no longer.
 const BATCHES_HERE_MAX: usize = 1;
 /// As [`BATCHES_HERE_MAX`], on their way to another leader, which takes longer by the way there and back.
 const BATCHES_AWAY_MAX: usize = 2;
-/// How often a batch that is smaller than the one before lets others run, so that callers who were answered together come
-/// back together: about as long as waking a thread takes.
-const GATHER_YIELDS_MAX: usize = 64;
 /// How long a forwarded frame may take before its proposals are sent again.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the answer of a leader that leads no more is still waited for.
@@ -59,12 +52,6 @@ pub(super) enum Attempt {
     Unknown,
     /// This node has stopped.
     Stopped(String),
-}
-
-/// One encoded proposal waiting for the funnel.
-pub(super) struct Submission {
-    bytes: Bytes,
-    answer: oneshot::Sender<Attempt>,
 }
 
 /// Entrance of the funnel.
@@ -185,7 +172,8 @@ impl Node {
             if let Some(claim) = self.clients.claim()? {
                 return Ok(claim);
             }
-            self.open_client(started, deadline).await?;
+            // Seldom and large: on the heap it is no part of every write.
+            Box::pin(self.open_client(started, deadline)).await?;
         }
     }
 
@@ -193,7 +181,7 @@ impl Node {
     async fn pause(&self, deadline: Instant) {
         let mut status = self.status.subscribe();
         let until = deadline.min(Instant::now() + RETRY_PAUSE);
-        let _ = rt::timeout_at(until, status.changed()).await;
+        let _ = Box::pin(rt::timeout_at(until, status.changed())).await;
     }
 }
 
@@ -201,13 +189,12 @@ impl Node {
 pub(super) async fn run_funnel(node: Arc<Node>, mut queue: mpsc::UnboundedReceiver<Submission>) {
     let here = Arc::new(Semaphore::new(BATCHES_HERE_MAX));
     let away = Arc::new(Semaphore::new(BATCHES_AWAY_MAX));
-    let mut last = 1;
+    let mut gather = Gather::default();
     loop {
         // The slot first, then the batch: what comes while all slots are taken goes with the next one.
         let slots = if node.status.borrow().leads { &here } else { &away };
         let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let Some(batch) = next_batch(&mut queue, last).await else { return };
-        last = batch.len();
+        let Some(batch) = gather.next_batch(&mut queue).await else { return };
         let status = node.status.borrow();
         match status.leader {
             _ if !node.accepts() => refuse(batch, || Attempt::Stopped(node.stop_reason())),
@@ -238,31 +225,6 @@ fn refuse(batch: Vec<Submission>, why: impl Fn() -> Attempt) {
     }
 }
 
-/// At least one submission, and whatever else is there, up to the limits; where that is less than `expected`, after giving
-/// others the time to come.
-async fn next_batch(queue: &mut mpsc::UnboundedReceiver<Submission>, expected: usize) -> Option<Vec<Submission>> {
-    let first = queue.next().await?;
-    // Callers on this thread that are ready to run get to add theirs, whatever is expected.
-    rt::yield_now().await;
-    let mut bytes = first.bytes.len();
-    let mut batch = vec![first];
-    let mut yields = 0;
-    while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
-        match queue.try_recv() {
-            Ok(next) => {
-                bytes += next.bytes.len();
-                batch.push(next);
-            }
-            Err(_) if batch.len() < expected && yields < GATHER_YIELDS_MAX => {
-                yields += 1;
-                rt::yield_now().await;
-            }
-            Err(_) => break,
-        }
-    }
-    Some(batch)
-}
-
 impl Node {
     /// Puts a batch into this leader's log and answers each caller as its entry is applied.
     async fn propose_here(self: Arc<Self>, batch: Vec<Submission>) {
@@ -272,7 +234,7 @@ impl Node {
         let (proposals, mut answers): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|submission| (submission.bytes, Some(submission.answer))).unzip();
         self.raft()
-            .propose(proposals, |at, outcome| {
+            .propose(in_one_buffer(proposals), |at, outcome| {
                 if let Some(answer) = answers[at].take() {
                     let _ = answer.send(attempt_of(outcome));
                 }
@@ -347,6 +309,18 @@ impl Node {
     }
 }
 
+/// The same bytes, side by side: the log keeps them in memory for a while, and gives back one allocation for all of them
+/// then instead of two for each, which nothing has touched in between.
+fn in_one_buffer(proposals: Vec<Bytes>) -> Vec<Bytes> {
+    if proposals.len() < 2 {
+        return proposals;
+    }
+    let mut buffer = BytesMut::with_capacity(proposals.iter().map(Bytes::len).sum());
+    proposals.iter().for_each(|proposal| buffer.extend_from_slice(proposal));
+    let mut rest = buffer.freeze();
+    proposals.iter().map(|proposal| rest.split_to(proposal.len())).collect()
+}
+
 fn busy() -> Obstacle {
     Obstacle::Busy { what: "bytes waiting for the leader's disk", limit: UNFLUSHED_BYTES_MAX as u64 }
 }
@@ -359,5 +333,17 @@ fn attempt_of(outcome: Result<(crate::types::LogId, Response), RaftFailure>) -> 
         Ok((_, response)) => Attempt::Decided(response),
         Err(RaftFailure::NotLeader(_)) => Attempt::NotSent(Obstacle::NoLeader),
         Err(RaftFailure::Discarded | RaftFailure::NoQuorum | RaftFailure::Stopped(_)) => Attempt::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proposals_side_by_side_are_the_same_proposals() {
+        let proposals: Vec<Bytes> = (0..5usize).map(|n| vec![n as u8; n * 100].into()).collect();
+        assert_eq!(in_one_buffer(proposals.clone()), proposals);
+        assert_eq!(in_one_buffer(vec![]), Vec::<Bytes>::new());
     }
 }
