@@ -4,6 +4,7 @@
 //! [`crate::state_machine`]'s business.
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::types::{ClientId, LeaderId, LeaseId, NodeId, Revision};
 
@@ -56,9 +57,12 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Txn {
     pub(crate) compares: Vec<Compare>,
-    pub(crate) then: Vec<Op>,
+    pub(crate) then: Few<Op>,
     pub(crate) otherwise: Vec<Op>,
 }
+
+/// A list that most often has one item, which then costs no allocation: a batch of entries holds several for each.
+pub(crate) type Few<T> = SmallVec<[T; 1]>;
 
 /// A half-open range of stored keys; `end == None` runs to the last key of all.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -220,7 +224,7 @@ pub(crate) struct TxnResponse {
     /// Place of the first compare that did not hold; `None`: all held and `then` ran.
     pub(crate) failed: Option<u32>,
     /// One per operation of the branch that ran; empty when elided.
-    pub(crate) results: Vec<OpResult>,
+    pub(crate) results: Few<OpResult>,
     /// The answer was too large to be remembered: a double gets the rest of it without the results.
     pub(crate) elided: bool,
 }
@@ -327,7 +331,7 @@ pub(crate) struct RecordId {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Effects {
     /// All of one revision, in ordinal order; empty if the entry changed no key.
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: Few<Change>,
     pub(crate) leases: Vec<LeaseChange>,
 }
 

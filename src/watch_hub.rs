@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use crate::command::{Change, KeyRange};
+use crate::command::{Change, Few, KeyRange};
 use crate::rt::mutant;
 use crate::types::Revision;
 
@@ -37,7 +37,7 @@ const PASSED_REVISIONS_MAX: usize = 1024;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
     pub(crate) revision: Revision,
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: Few<Change>,
 }
 
 impl Batch {
@@ -85,8 +85,8 @@ impl WatchHub {
     ///
     /// Revisions at or below what a [`WatchHub::jump`] has passed are ignored: the state showed them before their turn
     /// came to be published, and whoever watches has been told so.
-    pub(crate) fn publish(&self, revisions: impl Iterator<Item = Vec<Change>>) {
-        let batch = |changes: Vec<Change>| Some(Batch { revision: changes.first()?.id.revision, changes });
+    pub(crate) fn publish(&self, revisions: impl Iterator<Item = Few<Change>>) {
+        let batch = |changes: Few<Change>| Some(Batch { revision: changes.first()?.id.revision, changes });
         let batches: Vec<Batch> = revisions.filter_map(batch).collect();
         let mut wakers = Vec::new();
         let mut hub = self.lock();

@@ -171,7 +171,7 @@ async fn put_mark(cluster: &Cluster, key: &Bytes, lease: LeaseId, timeout: Durat
     // Not held while waiting: an old view keeps history from being swept.
     drop(view);
     let put = Op::Put { key: key.clone(), value: encode_numbers([]), lease: Attach::Lease(lease), prev: false };
-    let mark = Command::Txn(Txn { then: vec![put], ..Txn::default() });
+    let mark = Command::Txn(Txn { then: [put].into(), ..Txn::default() });
     // Putting it twice does no harm, so that nothing of unknown outcome is left when it cannot be put.
     match cluster.on_node(move |node| async move { node.housekeep(mark, timeout).await }).await? {
         Response::Refused(Refusal::LeaseNotFound { lease }) => Err(Error::LeaseNotFound { lease }),

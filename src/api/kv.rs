@@ -264,7 +264,7 @@ impl<V: Send + 'static> IntoFuture for Set<V> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let (_, put) = self.writing.put(false)?;
-            let answer = self.writing.send(Txn { then: vec![put], ..Txn::default() }).await?;
+            let answer = self.writing.send(Txn { then: [put].into(), ..Txn::default() }).await?;
             Ok(Written { revision: answer.revision })
         })
     }
@@ -289,7 +289,7 @@ impl<V: Send + 'static> IntoFuture for SetPrev<V> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let (key, put) = self.writing.put(true)?;
-            let answer = self.writing.send(Txn { then: vec![put], ..Txn::default() }).await?;
+            let answer = self.writing.send(Txn { then: [put].into(), ..Txn::default() }).await?;
             let prev = match answer.results.first() {
                 Some(OpResult::Put { prev, .. }) => prev.clone(),
                 // The answer was lost once and too large to be remembered: the old value is still in the history.
@@ -327,7 +327,7 @@ impl<V: Send + 'static> IntoFuture for SetIf<V> {
         Box::pin(async move {
             let (key, put) = self.writing.put(false)?;
             let compares = vec![Compare { keys: KeyRange::single(key.clone()), test: self.test }];
-            let txn = Txn { compares, then: vec![put], otherwise: vec![Op::Get { key: key.clone() }] };
+            let txn = Txn { compares, then: [put].into(), otherwise: vec![Op::Get { key: key.clone() }] };
             let answer = self.writing.send(txn).await?;
             if answer.failed.is_none() {
                 return Ok(Cas::Applied(Written { revision: answer.revision }));
@@ -385,7 +385,7 @@ impl IntoFuture for Delete {
         Box::pin(async move {
             let keys = self.keys?;
             let compares = self.test.map(|test| Compare { keys: keys.clone(), test }).into_iter().collect();
-            let txn = Txn { compares, then: vec![Op::Delete { keys, prev: false }], otherwise: vec![] };
+            let txn = Txn { compares, then: [Op::Delete { keys, prev: false }].into(), otherwise: vec![] };
             let answer = self.fences.write(&self.cluster, txn, self.timeout).await?;
             let count = match answer.results.first() {
                 Some(OpResult::Delete { deleted, .. }) => *deleted,

@@ -166,7 +166,7 @@ fn rewriting(key: &Bytes, old: Option<&KeyValue>, change: Change) -> Txn {
         Change::Remove => vec![Op::Delete { keys: keys.clone(), prev: false }],
     };
     let test = Test::Modified(Order::Equal, modified(old));
-    Txn { compares: vec![Compare { keys, test }], then, otherwise: vec![Op::Get { key: key.clone() }] }
+    Txn { compares: vec![Compare { keys, test }], then: then.into(), otherwise: vec![Op::Get { key: key.clone() }] }
 }
 
 fn attached(answer: &TxnResponse) -> Option<LeaseId> {
@@ -179,7 +179,7 @@ fn attached(answer: &TxnResponse) -> Option<LeaseId> {
 /// Deletes the key; one that is not there is fine.
 pub(crate) async fn remove(cluster: &Cluster, key: Bytes, timeout: Duration) -> Result<(), Error> {
     let then = vec![Op::Delete { keys: KeyRange::single(key), prev: false }];
-    cluster.write(Txn { then, ..Txn::default() }, timeout).await.map(drop)
+    cluster.write(Txn { then: then.into(), ..Txn::default() }, timeout).await.map(drop)
 }
 
 type Function<V> = Box<dyn FnMut(Option<&V>) -> Option<V> + Send>;

@@ -139,7 +139,7 @@ fn read_command(r: &mut Reader) -> Result<Command, DecodeError> {
     Ok(match r.u8("command")? {
         1 => Command::Txn(Txn {
             compares: r.list("compares", read_compare)?,
-            then: r.list("then", read_op)?,
+            then: r.few("then", read_op)?,
             otherwise: r.list("otherwise", read_op)?,
         }),
         2 => Command::LeaseGrant { ttl_ms: r.varint("ttl")? },
@@ -400,7 +400,7 @@ fn read_txn_response(r: &mut Reader) -> Result<TxnResponse, DecodeError> {
         revision: read_revision(r)?,
         changed: r.bool("changed")?,
         failed: r.option("failed compare", |r| r.varint_u32("failed compare"))?,
-        results: r.list("results", read_result)?,
+        results: r.few("results", read_result)?,
         elided: r.bool("elided")?,
     })
 }
@@ -558,7 +558,7 @@ mod tests {
     }
 
     fn op(op: Op) -> Command {
-        Command::Txn(Txn { then: vec![op], ..Txn::default() })
+        Command::Txn(Txn { then: [op].into(), ..Txn::default() })
     }
 
     fn put(lease: Attach) -> Command {
@@ -629,7 +629,7 @@ mod tests {
             (
                 Command::Txn(Txn {
                     compares: vec![Compare { keys: KeyRange::single(key("k")), test: Test::Absent }],
-                    then: vec![Op::Get { key: key("t") }],
+                    then: [Op::Get { key: key("t") }].into(),
                     otherwise: vec![Op::Get { key: key("o") }],
                 }),
                 "0102010000000000000300010101016b06010301740103016f",
@@ -641,7 +641,13 @@ mod tests {
     #[test]
     fn every_response_keeps_its_bytes() {
         let (revision, lease, client) = (Revision::new(300), LeaseId::new(300), ClientId::new(7));
-        let txn = |results| TxnResponse { revision, changed: true, failed: None, results, elided: false };
+        let txn = |results: Vec<OpResult>| TxnResponse {
+            results: results.into(),
+            revision,
+            changed: true,
+            failed: None,
+            elided: false,
+        };
         let full = KeyValue { lease: Some(lease), ttl_ms: Some(10_000), ..entry() };
         let refused = Response::Refused;
         pinned(
@@ -754,7 +760,8 @@ mod tests {
             then: vec![
                 Op::Put { key: key("key"), value: key("value"), lease: Attach::Ttl { ttl_ms: 10_000 }, prev: true },
                 Op::Range { keys: KeyRange::single(key("s")), limit: 9, reverse: false },
-            ],
+            ]
+            .into(),
             otherwise: vec![Op::Delete { keys: KeyRange { start: key("k"), end: None }, prev: false }],
         };
         let proposals =
@@ -764,7 +771,7 @@ mod tests {
             OpResult::Delete { deleted: 1, prev: vec![entry()] },
         ];
         let revision = Revision::new(9);
-        let txn = TxnResponse { revision, changed: true, failed: Some(1), results, elided: false };
+        let txn = TxnResponse { revision, changed: true, failed: Some(1), results: results.into(), elided: false };
         (proposals, vec![encode_response(&Response::Txn(txn))])
     }
 

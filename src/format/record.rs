@@ -46,7 +46,12 @@ const RECORD_FORMAT: u8 = 1;
 const CRC_BYTES: usize = 4;
 
 pub(crate) fn encode_record(id: RecordId, record: &Record) -> Vec<u8> {
-    let mut w = Writer::with_capacity(record.key.len() + record.value.len() + 64);
+    encode_record_into(Vec::new(), id, record)
+}
+
+/// [`encode_record`] in the room of `buffer`, whose content goes.
+pub(crate) fn encode_record_into(buffer: Vec<u8>, id: RecordId, record: &Record) -> Vec<u8> {
+    let mut w = Writer::in_place_of(buffer, record.key.len() + record.value.len() + 64);
     w.u8(RECORD_FORMAT);
     w.u8(match record.kind {
         ChangeKind::Put => 1,

@@ -2,6 +2,8 @@
 
 use bytes::{Buf, Bytes};
 
+use crate::command::Few;
+
 /// Why some bytes could not be read back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
@@ -45,6 +47,13 @@ const SEAL_BYTES: usize = 4;
 impl Writer {
     pub(crate) fn with_capacity(bytes: usize) -> Self {
         Writer { buf: Vec::with_capacity(bytes) }
+    }
+
+    /// A writer in the room of a buffer whose content is not needed any more.
+    pub(crate) fn in_place_of(mut buf: Vec<u8>, bytes: usize) -> Self {
+        buf.clear();
+        buf.reserve(bytes);
+        Writer { buf }
     }
 
     /// A writer of a body that is to be sealed: ends with [`Writer::seal`] only.
@@ -243,17 +252,37 @@ impl Reader {
     pub(crate) fn list<T>(
         &mut self,
         what: &'static str,
-        mut read: impl FnMut(&mut Self) -> Result<T, DecodeError>,
+        read: impl FnMut(&mut Self) -> Result<T, DecodeError>,
     ) -> Result<Vec<T>, DecodeError> {
+        let len = self.list_len(what)?;
+        // Exact for the short ones, which most are; a long one proves itself by growing.
+        self.items(len, Vec::with_capacity(len.min(LIST_ROOM) as usize), read)
+    }
+
+    /// As [`Reader::list`], of one item mostly.
+    pub(crate) fn few<T>(
+        &mut self,
+        what: &'static str,
+        read: impl FnMut(&mut Self) -> Result<T, DecodeError>,
+    ) -> Result<Few<T>, DecodeError> {
+        let len = self.list_len(what)?;
+        self.items(len, Few::with_capacity(len.min(LIST_ROOM) as usize), read)
+    }
+
+    fn list_len(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         let len = self.varint(what)?;
         // Each item takes at least a byte, so a length beyond what is left is a lie and not worth an allocation.
-        if len > self.buf.len() as u64 {
-            return Err(DecodeError::Truncated(what));
-        }
-        // Exact for the short ones, which most are; a long one proves itself by growing.
-        let mut list = Vec::with_capacity(len.min(LIST_ROOM) as usize);
+        if len > self.buf.len() as u64 { Err(DecodeError::Truncated(what)) } else { Ok(len) }
+    }
+
+    fn items<T, L: Extend<T>>(
+        &mut self,
+        len: u64,
+        mut list: L,
+        mut read: impl FnMut(&mut Self) -> Result<T, DecodeError>,
+    ) -> Result<L, DecodeError> {
         for _ in 0..len {
-            list.push(read(self)?);
+            list.extend([read(self)?]);
         }
         Ok(list)
     }

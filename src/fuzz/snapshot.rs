@@ -214,11 +214,11 @@ fn state() -> MemRows {
     apply(None, Command::ClientOpen { ttl_ms: 1000 });
     apply(None, Command::LeaseGrant { ttl_ms: 1000 });
     let stamp = |seq| Some(Stamp { client: ClientId::new(1), seq, low: 0 });
-    apply(stamp(1), txn(vec![put("a", "1", Forever), put("b", "1", Ttl { ttl_ms: 5 })]));
-    apply(stamp(2), txn(vec![put("a", "2", Lease(crate::types::LeaseId::new(2)))]));
+    apply(stamp(1), txn(vec![put("a", "1", Forever), put("b", "1", Ttl { ttl_ms: 5 })].into()));
+    apply(stamp(2), txn(vec![put("a", "2", Lease(crate::types::LeaseId::new(2)))].into()));
     apply(None, Command::Resolve { client: ClientId::new(1), seq: 4 });
-    apply(None, txn(vec![Op::Delete { keys: KeyRange::single(Bytes::from_static(b"b")), prev: false }]));
-    apply(None, txn(vec![put("b", "3", Forever), put("c", "1", Forever)]));
+    apply(None, txn(vec![Op::Delete { keys: KeyRange::single(Bytes::from_static(b"b")), prev: false }].into()));
+    apply(None, txn(vec![put("b", "3", Forever), put("c", "1", Forever)].into()));
     apply(None, Command::Compact { floor: Revision::new(2) });
     state.save(&mut rows).expect("rows in memory");
     rows

@@ -202,7 +202,7 @@ fn call(line: &Line, claim: &Claim, view: &View) -> Result<Option<Txn>, Error> {
         then.push(put(kv.key.clone(), encode_claim(&note), Attach::Lease(lease)));
     }
     let compares = called.iter().map(unchanged).chain([as_counted]).collect();
-    Ok(Some(Txn { compares, then, otherwise: vec![] }))
+    Ok(Some(Txn { compares, then: then.into(), otherwise: vec![] }))
 }
 
 /// Sends the call and waits until this node shows what came of it. What came in between, or no answer, is no error: the

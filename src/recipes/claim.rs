@@ -179,7 +179,7 @@ impl Line {
             Turn::First | Turn::Among(_) => self.range(),
         };
         let otherwise = if queue { vec![put.clone()] } else { vec![] };
-        Txn { compares: vec![Compare { keys: rivals, test: Test::Absent }], then: vec![put], otherwise }
+        Txn { compares: vec![Compare { keys: rivals, test: Test::Absent }], then: [put].into(), otherwise }
     }
 
     /// What places a claim if the line has this size, or, if none is known, gives it this size. Otherwise reads the size.
@@ -190,11 +190,11 @@ impl Line {
         match known {
             true => {
                 let test = Test::Value(Order::Equal, value);
-                Txn { compares: vec![Compare { keys, test }], then: vec![put], otherwise }
+                Txn { compares: vec![Compare { keys, test }], then: [put].into(), otherwise }
             }
             false => {
                 let first = Op::Put { key, value, lease: Attach::Forever, prev: false };
-                Txn { compares: vec![Compare { keys, test: Test::Absent }], then: vec![put, first], otherwise }
+                Txn { compares: vec![Compare { keys, test: Test::Absent }], then: vec![put, first].into(), otherwise }
             }
         }
     }
@@ -203,7 +203,7 @@ impl Line {
     pub(crate) async fn forget_size(&self, cluster: &Cluster, timeout: Duration) -> Result<(), Error> {
         let compares = vec![Compare { keys: self.range(), test: Test::Absent }];
         let then = vec![Op::Delete { keys: KeyRange::single(self.size_key()), prev: false }];
-        match cluster.write(Txn { compares, then, otherwise: vec![] }, timeout).await?.failed {
+        match cluster.write(Txn { compares, then: then.into(), otherwise: vec![] }, timeout).await?.failed {
             None => Ok(()),
             Some(_) => Err(Error::NotApplied { why: Obstacle::Held, waited: Duration::ZERO }),
         }
@@ -391,7 +391,7 @@ pub(crate) async fn until_gone(node: &Node, key: &Bytes) -> LostReason {
 pub(crate) async fn withdraw(node: &Arc<Node>, claim: &Claim) -> Result<(), Error> {
     let keys = KeyRange::single(claim.key.clone());
     let compares = vec![Compare { keys: keys.clone(), test: Test::Created(Order::Equal, claim.fence.revision()) }];
-    delete(node, Txn { compares, then: vec![Op::Delete { keys, prev: false }], otherwise: vec![] }).await
+    delete(node, Txn { compares, then: [Op::Delete { keys, prev: false }].into(), otherwise: vec![] }).await
 }
 
 /// Finds out what became of a claim's transaction, then deletes the claim if there is one.
@@ -400,7 +400,7 @@ pub(crate) async fn withdraw(node: &Arc<Node>, claim: &Claim) -> Result<(), Erro
 async fn undo(node: Arc<Node>, ticket: Ticket, key: Bytes) -> Result<(), Error> {
     persist(&node, Command::Resolve { client: ticket.client, seq: ticket.seq }).await?;
     let keys = KeyRange::single(key);
-    delete(&node, Txn { then: vec![Op::Delete { keys, prev: false }], ..Txn::default() }).await
+    delete(&node, Txn { then: [Op::Delete { keys, prev: false }].into(), ..Txn::default() }).await
 }
 
 async fn delete(node: &Arc<Node>, txn: Txn) -> Result<(), Error> {

@@ -350,7 +350,7 @@ impl<V: Value> Leadership<V> {
         let (key, lease) = (claim.key.clone(), Attach::Lease(session.lease));
         Ok(Txn {
             compares: vec![Compare { keys: KeyRange::single(key.clone()), test }],
-            then: vec![Op::Put { key, value: encode_claim(&note), lease, prev: false }],
+            then: [Op::Put { key, value: encode_claim(&note), lease, prev: false }].into(),
             otherwise: vec![],
         })
     }

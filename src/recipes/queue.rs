@@ -114,7 +114,7 @@ impl<V: Value> Queue<V> {
             };
             let key = part_key(&place.name, Part::Item, &id);
             let then = vec![Op::Put { key, value, lease: Attach::Forever, prev: false }];
-            let answer = cluster.write(Txn { then, ..Txn::default() }, timeout).await?;
+            let answer = cluster.write(Txn { then: then.into(), ..Txn::default() }, timeout).await?;
             Ok(Written { revision: answer.revision })
         })
     }
@@ -146,7 +146,7 @@ impl<V: Value> Queue<V> {
     async fn delete(&self, key: Bytes) -> Result<bool, Error> {
         let then = vec![Op::Delete { keys: KeyRange::single(key), prev: false }];
         let timeout = self.request.step_timeout();
-        Ok(self.request.cluster.write(Txn { then, ..Txn::default() }, timeout).await?.changed)
+        Ok(self.request.cluster.write(Txn { then: then.into(), ..Txn::default() }, timeout).await?.changed)
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) async fn standing(cluster: &Cluster, count: usize) {
 
 /// Deletes every claim, as nobody should.
 pub(crate) async fn wipe(cluster: &Cluster) {
-    let txn = Txn { then: vec![Op::Delete { keys: all(), prev: false }], ..Txn::default() };
+    let txn = Txn { then: [Op::Delete { keys: all(), prev: false }].into(), ..Txn::default() };
     cluster.node().housekeep(Command::Txn(txn), ms(5000)).await.expect("carried out");
 }
 

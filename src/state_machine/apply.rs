@@ -7,12 +7,13 @@
 use bytes::Bytes;
 
 use super::hash::record_hash;
-use super::history::Garbage;
 use super::index::Version;
 use super::state::version_of;
 use super::{RowError, Rows, State};
-use crate::command::{Change, ChangeKind, Command, Effects, LeaseChange, Proposal, RecordId, Refusal, Response, Stamp};
-use crate::format::record::{Record, encode_record};
+use crate::command::{
+    Change, ChangeKind, Command, Effects, Few, LeaseChange, Proposal, RecordId, Refusal, Response, Stamp,
+};
+use crate::format::record::{Record, encode_record_into};
 use crate::rt::{self, mutant};
 use crate::types::{LeaseId, LogId, Revision, Ticket};
 
@@ -22,12 +23,35 @@ pub(super) struct Entry<'a> {
     proposal: &'a Proposal,
     /// The revision its changes have, should there be any.
     revision: Revision,
-    writes: Vec<Write>,
-    changes: Vec<Change>,
+    room: Room,
+    changes: Few<Change>,
     pub(super) leases: Vec<LeaseChange>,
 }
 
+/// What an entry needs until it is applied, in memory that is kept for the next one.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    writes: Vec<Write>,
+    /// An encoded record.
+    record: Vec<u8>,
+}
+
+/// Writes, and bytes of a record, for which room is kept.
+const WRITES_KEPT_MAX: usize = 64;
+const RECORD_BYTES_KEPT_MAX: usize = 64 * 1024;
+
+impl Room {
+    fn emptied(mut self) -> Self {
+        self.writes.clear();
+        self.writes.shrink_to(WRITES_KEPT_MAX);
+        self.record.clear();
+        self.record.shrink_to(RECORD_BYTES_KEPT_MAX);
+        self
+    }
+}
+
 /// One key's step from one version to the next.
+#[derive(Debug)]
 struct Write {
     old: Option<Version>,
     new: Version,
@@ -54,8 +78,8 @@ impl State {
         proposal: &Proposal,
     ) -> Result<(Response, Effects), RowError> {
         let revision = self.meta.revision.next();
-        let (writes, changes, leases) = Default::default();
-        let mut entry = Entry { at, proposal, revision, writes, changes, leases };
+        let (changes, leases) = Default::default();
+        let mut entry = Entry { at, proposal, revision, room: std::mem::take(&mut self.room), changes, leases };
         let response = match (proposal.stamp, &proposal.command) {
             (stamp, Command::Resolve { client, seq }) => {
                 let ticket = Ticket { client: *client, seq: *seq };
@@ -64,7 +88,9 @@ impl State {
             (Some(stamp), _) => self.decide_once(rows, &mut entry, stamp)?,
             (None, _) => self.decide(rows, &mut entry)?,
         };
-        Ok((response, Effects { changes: entry.changes, leases: entry.leases }))
+        let Entry { room, changes, leases, .. } = entry;
+        self.room = room.emptied();
+        Ok((response, Effects { changes, leases }))
     }
 
     /// Runs the entry's command, whoever sent it and however often.
@@ -86,7 +112,7 @@ impl State {
     /// [`State::commit`].
     pub(super) fn write(&mut self, rows: &mut dyn Rows, entry: &mut Entry<'_>, step: Step) -> Result<(), RowError> {
         let ordinal =
-            u32::try_from(entry.writes.len()).expect("an entry's keys fit in memory, so they can be numbered");
+            u32::try_from(entry.room.writes.len()).expect("an entry's keys fit in memory, so they can be numbered");
         let id = RecordId { revision: entry.revision, ordinal };
         let last = self.index.newest(&step.key);
         let live = last.filter(Version::is_live);
@@ -111,10 +137,10 @@ impl State {
             wall_ms: if mutant("apply_reads_clock") { rt::wall_ms() } else { entry.proposal.wall_ms },
             index: entry.at.index,
         };
-        let stored = encode_record(id, &record);
+        let stored = encode_record_into(std::mem::take(&mut entry.room.record), id, &record);
         rows.put_record(id, &stored)?;
-        entry.expect_writes(1);
-        entry.writes.push(Write { old: live, new: version_of(id, &record, record_hash(id, &stored)) });
+        entry.room.writes.push(Write { old: live, new: version_of(id, &record, record_hash(id, &stored)) });
+        entry.room.record = stored;
         let Record { key, value, .. } = record;
         entry.changes.push(Change { id, prev, kind, key, value, created, version, lease });
         Ok(())
@@ -122,20 +148,19 @@ impl State {
 
     /// Makes what the entry has written the state: counters, index, leases. An entry without changes takes no revision.
     pub(super) fn commit(&mut self, rows: &mut dyn Rows, entry: &mut Entry<'_>) -> Result<(), RowError> {
-        if entry.writes.is_empty() {
+        let writes = &entry.room.writes;
+        if writes.is_empty() {
             return Ok(());
         }
         self.meta.revision = entry.revision;
-        let mut garbage = Garbage::at(entry.revision);
-        for write in &entry.writes {
+        for write in writes {
             self.count_record(&write.new);
-            garbage.add(write.old.as_ref(), &write.new);
+            self.garbage.add(entry.revision, write.old.as_ref(), &write.new);
         }
-        self.keep_garbage(garbage);
         let keys = entry.changes.iter().map(|change| change.key.as_ref());
-        self.index.insert(keys.clone().zip(entry.writes.iter().map(|write| write.new)));
-        let left: Vec<LeaseId> = entry.writes.iter().filter_map(|write| write.old?.lease()).collect();
-        for (key, write) in keys.zip(&entry.writes) {
+        self.index.insert(keys.clone().zip(writes.iter().map(|write| write.new)));
+        let left: Vec<LeaseId> = writes.iter().filter_map(|write| write.old?.lease()).collect();
+        for (key, write) in keys.zip(writes) {
             self.leases.reattach(key, write.old.and_then(|old| old.lease()), write.new.lease());
         }
         self.end_abandoned(rows, entry, left)
@@ -152,14 +177,6 @@ impl State {
 }
 
 impl Entry<'_> {
-    /// Makes room for so many more writes, no more than that: most entries write one key, and what they did goes far.
-    pub(super) fn expect_writes(&mut self, count: usize) {
-        if self.writes.capacity() == 0 {
-            self.writes.reserve_exact(count);
-            self.changes.reserve_exact(count);
-        }
-    }
-
     pub(super) fn has_changes(&self) -> bool {
         !self.changes.is_empty()
     }

@@ -21,7 +21,7 @@ use super::apply::Entry;
 use super::hash::row_hash;
 use super::state::damaged;
 use super::{RowError, RowSpace, Rows, RowsRead, State};
-use crate::command::{Refusal, Resolution, Response, Stamp, TxnResponse};
+use crate::command::{Few, Refusal, Resolution, Response, Stamp, TxnResponse};
 use crate::format::command::decode_response;
 use crate::format::rows::{
     AnswerRow, ClientRow, LeaseKind, Outcome, answer_key, client_key, decode_answer, encode_answer, encode_client,
@@ -143,7 +143,7 @@ impl State {
         self.meta.next_client += 1;
         let lease = self.make_lease(rows, entry, ttl_ms, LeaseKind::Client(client))?;
         let row = ClientRow { lease, low: 0 };
-        self.add_row(rows, RowSpace::Client, &client_key(client), &encode_client(&row))?;
+        self.add_row(rows, RowSpace::Client, &client_key(client), encode_client(&row).as_ref().into())?;
         self.clients.insert(client, row);
         Ok(Response::ClientOpened { client, lease })
     }
@@ -258,7 +258,7 @@ impl State {
         let new = client.row;
         let key = client_key(id);
         self.drop_row(rows, RowSpace::Client, &key, row_hash(RowSpace::Client, &key, &encode_client(&old)))?;
-        self.add_row(rows, RowSpace::Client, &key, &encode_client(&new))?;
+        self.add_row(rows, RowSpace::Client, &key, encode_client(&new).as_ref().into())?;
         Ok(())
     }
 
@@ -272,7 +272,7 @@ impl State {
     ) -> Result<(), RowError> {
         let Some(client) = self.clients.records.get(&ticket.client) else { return Ok(()) };
         let row = encode(client.low);
-        let hash = self.add_row(rows, RowSpace::Answer, &answer_key(ticket.client, ticket.seq), &row)?;
+        let hash = self.add_row(rows, RowSpace::Answer, &answer_key(ticket.client, ticket.seq), row.into())?;
         let client = self.clients.record_mut(ticket.client).expect("looked up above");
         client.remember(ticket.seq, hash);
         Ok(())
@@ -301,7 +301,7 @@ fn encode_outcome(low: u64, applied: Option<Revision>, response: &Response) -> V
     match response {
         Response::Txn(txn) if size > ANSWER_BYTES_MAX => {
             let (revision, changed, failed) = (txn.revision, txn.changed, txn.failed);
-            let short = TxnResponse { revision, changed, failed, results: Vec::new(), elided: true };
+            let short = TxnResponse { revision, changed, failed, results: Few::new(), elided: true };
             encode_decided(low, applied, &Response::Txn(short)).0
         }
         _ => row,

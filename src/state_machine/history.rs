@@ -6,64 +6,84 @@
 //! so at the same entry. [`State::sweep`] removes the records themselves, whenever this node finds the time; nobody can
 //! tell how far it has come.
 //!
-//! A superseded record can stand anywhere below the one that superseded it. Removed as they are come by, each would
-//! cost the page it stands on; so a sweep first looks through what is new below the floor, then removes all it found in
-//! the order in which it stands.
+//! A superseded record can stand anywhere below the one that superseded it. Removed as they become unreachable, each would
+//! cost the page it stands on; so a sweep takes many at once and removes them in the order in which they stand.
 
-use std::ops::ControlFlow;
+use std::collections::VecDeque;
 
 use super::index::Version;
-use super::{RowError, RowSpace, Rows, RowsRead, ShortBytes, State, read};
+use super::{RowError, RowSpace, Rows, State};
 use crate::command::{RecordId, Response};
 use crate::format::rows::{SWEPT_KEY, encode_swept};
 use crate::types::Revision;
 
-/// What becomes unreachable once the floor reaches a revision.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+/// Records in the order in which they become unreachable.
+#[derive(Debug, Default)]
 pub(super) struct Garbage {
+    records: VecDeque<Unreachable>,
+    /// So many of the first are unreachable by now: counted no longer, to be swept.
+    below_floor: usize,
+}
+
+/// A record that no revision shows any more once the floor reaches `from`. Flat, so that it takes 32 bytes.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+struct Unreachable {
+    from: Revision,
     revision: Revision,
-    pub(super) hash: u64,
-    pub(super) bytes: u64,
+    ordinal: u32,
+    bytes: u32,
+    hash: u64,
 }
 
 impl Garbage {
-    pub(super) fn at(revision: Revision) -> Self {
-        Garbage { revision, hash: 0, bytes: 0 }
-    }
-
-    /// Adds what one write leaves: the record it supersedes, and itself if it is a delete.
-    pub(super) fn add(&mut self, old: Option<&Version>, new: &Version) {
-        let unreachable = old.into_iter().chain((!new.is_live()).then_some(new));
-        for version in unreachable {
-            self.hash = self.hash.wrapping_add(version.hash());
-            self.bytes += u64::from(version.bytes());
+    /// Adds what a write at `at` leaves: the record it supersedes, and itself if it is a delete. Revisions come in order.
+    pub(super) fn add(&mut self, at: Revision, old: Option<&Version>, new: &Version) {
+        for version in old.into_iter().chain((!new.is_live()).then_some(new)) {
+            let RecordId { revision, ordinal } = version.id();
+            let (bytes, hash) = (version.bytes(), version.hash());
+            self.records.push_back(Unreachable { from: at, revision, ordinal, bytes, hash });
         }
     }
-}
 
-/// A record that the sweep has come by.
-struct Passed {
-    id: RecordId,
-    prev: Option<RecordId>,
-    live: bool,
+    /// The next record that a floor at `floor` makes unreachable.
+    fn pass(&mut self, floor: Revision) -> Option<Unreachable> {
+        let next = self.records.get(self.below_floor).filter(|next| next.from <= floor)?;
+        self.below_floor += 1;
+        Some(*next)
+    }
+
+    /// Takes out the records that are unreachable from `end` on, ascending: as many as `max`, and the others of the last
+    /// one's revision. With them the revision up to which nothing is left.
+    fn take(&mut self, end: Revision, max: usize) -> (Vec<RecordId>, Revision) {
+        let until = match self.records.get(max.max(1) - 1) {
+            Some(last) => last.from.min(end),
+            None => end,
+        };
+        let count = self.records.partition_point(|record| record.from <= until);
+        let mut ids: Vec<RecordId> = self
+            .records
+            .drain(..count)
+            .map(|Unreachable { revision, ordinal, .. }| RecordId { revision, ordinal })
+            .collect();
+        self.below_floor =
+            self.below_floor.checked_sub(count).expect("nothing is swept before the floor has passed it");
+        ids.sort_unstable();
+        (ids, until)
+    }
+
+    /// What is still reachable, and from when on it will not be.
+    #[cfg(any(test, feature = "internals"))]
+    pub(super) fn reachable(&self) -> Vec<(Revision, RecordId)> {
+        let id = |record: &Unreachable| RecordId { revision: record.revision, ordinal: record.ordinal };
+        self.records.range(self.below_floor..).map(|record| (record.from, id(record))).collect()
+    }
 }
 
 /// A sweep of one batch that is under way. Kept in memory only: after a crash the batch begins anew.
 #[derive(Debug)]
 pub(super) enum Sweeping {
-    Looking(Looking),
     Pruning(Pruning),
     Removing(Removing),
-}
-
-/// Goes through the records that superseded others.
-#[derive(Debug)]
-pub(super) struct Looking {
-    end: RecordId,
-    /// What has been looked at last.
-    at: RecordId,
-    /// What is to be removed, in the order of what superseded it.
-    found: Vec<RecordId>,
 }
 
 /// Goes through the index.
@@ -72,8 +92,8 @@ pub(super) struct Pruning {
     end: RecordId,
     /// What is to be removed, ascending.
     found: Vec<RecordId>,
-    /// The last key that has been gone through.
-    at: Option<ShortBytes>,
+    /// The place in the index to go on from.
+    next: usize,
 }
 
 /// Goes through the records that were superseded.
@@ -98,48 +118,37 @@ impl State {
     pub(super) fn compact(&mut self, floor: Revision) -> Response {
         let floor = floor.min(self.meta.revision).max(self.meta.floor);
         self.meta.floor = floor;
-        while let Some(garbage) = self.garbage.front().copied().filter(|garbage| garbage.revision <= floor) {
-            self.garbage.pop_front();
-            self.discount(&garbage);
-        }
+        self.discount_garbage();
         Response::Compacted { floor }
     }
 
-    /// Adds to the sums that wait for the floor. Revisions come in order.
-    pub(super) fn keep_garbage(&mut self, garbage: Garbage) {
-        if garbage.bytes == 0 {
-            return;
-        }
-        match self.garbage.back_mut() {
-            Some(last) if last.revision == garbage.revision => {
-                last.hash = last.hash.wrapping_add(garbage.hash);
-                last.bytes += garbage.bytes;
-            }
-            _ => self.garbage.push_back(garbage),
+    /// Takes what the floor has made unreachable out of the hash and the size.
+    pub(super) fn discount_garbage(&mut self) {
+        while let Some(Unreachable { hash, bytes, .. }) = self.garbage.pass(self.meta.floor) {
+            self.discount_record(hash, bytes);
         }
     }
 
-    /// Takes what is unreachable out of the index and the rows, at most `max_records` records (at least one) at a time: looked
-    /// at, or removed. Whether there is more to do up to `up_to`.
+    /// Takes what is unreachable out of the index and the rows, at most `max_records` records (at least one) at a time.
+    /// Whether there is more to do up to `up_to`.
     ///
     /// `up_to` holds it back for the sake of views that are still read: the lowest of their floors when this is called. How
-    /// far it has come is a local row, written with the last removal of a batch, so that after a crash nothing is passed
-    /// over; what is looked at again then may have been removed already.
+    /// far it has come is a local row, written with the last removal of a batch: a state that is loaded again finds below
+    /// what is left to remove above it.
     pub(crate) fn sweep(&mut self, rows: &mut dyn Rows, up_to: Revision, max_records: usize) -> Result<bool, RowError> {
-        let max_records = max_records.max(1);
-        let end = RecordId { revision: up_to.min(self.meta.floor), ordinal: u32::MAX };
         match self.sweeping.take() {
-            None if self.swept >= end => return Ok(false),
+            None if !self.can_sweep(up_to) => return Ok(false),
             None => {
+                let (found, until) = self.garbage.take(up_to.min(self.meta.floor), self.sweep_batch());
+                let end = RecordId { revision: until, ordinal: u32::MAX };
                 // First refuse the readers, then take away: the other way round one could find a key without its past.
-                self.index.refuse_below(end.revision);
-                self.look(rows, Looking { end, at: self.swept, found: Vec::new() }, max_records)?;
+                self.index.refuse_below(until);
+                self.sweeping = Some(Sweeping::Pruning(Pruning { end, found, next: 0 }));
             }
-            Some(Sweeping::Looking(looking)) => self.look(rows, looking, max_records)?,
             Some(Sweeping::Pruning(pruning)) => self.prune(pruning),
-            Some(Sweeping::Removing(removing)) => self.remove(rows, removing, max_records)?,
+            Some(Sweeping::Removing(removing)) => self.remove(rows, removing, max_records.max(1))?,
         }
-        Ok(self.sweeping.is_some() || self.swept < end)
+        Ok(self.sweeping.is_some() || self.can_sweep(up_to))
     }
 
     /// Whether a sweep is under way.
@@ -165,32 +174,10 @@ impl State {
         SWEEP_BATCH.max(usize::try_from(self.index.live() / SWEEP_KEYS_PER_RECORD).unwrap_or(usize::MAX))
     }
 
-    /// Goes through the next records and notes what they made unreachable.
-    fn look(&mut self, rows: &mut dyn Rows, mut looking: Looking, max_records: usize) -> Result<(), RowError> {
-        let (passed, more) = pass(rows, looking.at, looking.end, max_records)?;
-        for record in &passed {
-            looking.found.extend(record.prev);
-            looking.found.extend((!record.live).then_some(record.id));
-        }
-        if let Some(last) = passed.last().filter(|_| more) {
-            looking.at = last.id;
-            if looking.found.len() < self.sweep_batch() {
-                self.sweeping = Some(Sweeping::Looking(looking));
-                return Ok(());
-            }
-            looking.end = last.id;
-        }
-        looking.found.sort_unstable();
-        let Looking { end, found, .. } = looking;
-        self.sweeping = Some(Sweeping::Pruning(Pruning { end, found, at: None }));
-        Ok(())
-    }
-
     /// Forgets versions of the next keys.
-    fn prune(&mut self, mut pruning: Pruning) {
-        pruning.at = self.index.prune_slice(pruning.at.as_ref(), pruning.end);
-        self.sweeping = Some(match pruning.at {
-            Some(_) => Sweeping::Pruning(pruning),
+    fn prune(&mut self, pruning: Pruning) {
+        self.sweeping = Some(match self.index.prune_slice(pruning.next, pruning.end) {
+            Some(next) => Sweeping::Pruning(Pruning { next, ..pruning }),
             None => Sweeping::Removing(Removing { end: pruning.end, found: pruning.found, removed: 0 }),
         });
     }
@@ -206,31 +193,6 @@ impl State {
             return Ok(());
         }
         self.swept = removing.end;
-        rows.put_row(RowSpace::Local, SWEPT_KEY, &encode_swept(self.swept))
+        rows.put_row(RowSpace::Local, SWEPT_KEY, encode_swept(self.swept).as_ref().into())
     }
-}
-
-/// The next records behind `from`, and whether there are more up to `end`.
-fn pass(
-    rows: &dyn RowsRead,
-    from: RecordId,
-    end: RecordId,
-    max_records: usize,
-) -> Result<(Vec<Passed>, bool), RowError> {
-    let mut passed = Vec::new();
-    let mut more = false;
-    rows.records_in(from..=end, &mut |id, stored| {
-        if id == from {
-            return Ok(ControlFlow::Continue(()));
-        }
-        if passed.len() == max_records {
-            more = true;
-            return Ok(ControlFlow::Break(()));
-        }
-        let record = read::decode(id, stored)?;
-        let live = record.is_live();
-        passed.push(Passed { id, prev: record.prev, live });
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok((passed, more))
 }

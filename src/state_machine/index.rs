@@ -6,14 +6,14 @@
 //! are not seen, whether their transaction is committed yet or not. What has been pruned below that revision cannot be
 //! answered, and is refused under the same lock that finds the version.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Range;
+mod keys;
+
 use std::fmt;
-use std::ops::Bound;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 
+use self::keys::{History, Keys};
 use super::{ReadError, ShortBytes};
 use crate::command::{KeyRange, RecordId};
 use crate::types::{LeaseId, Revision};
@@ -29,18 +29,9 @@ pub(crate) struct KeyIndex {
 
 #[derive(Default)]
 struct Inner {
-    keys: BTreeMap<ShortBytes, History>,
-    live: u64,
+    keys: Keys,
     /// Versions superseded at or below may be missing, so reads below are refused.
     pruned: Revision,
-}
-
-/// The versions of one key. Most keys have one, which is held in line.
-struct History {
-    newest: Version,
-    /// Ascending; boxed so that a key without history pays for one pointer only.
-    #[expect(clippy::box_collection, reason = "the vector's own three words would be paid by every key")]
-    older: Option<Box<Vec<Version>>>,
 }
 
 /// One version of one key: where its record is, and what is needed without reading it. Zero stands for "none": no record
@@ -127,7 +118,10 @@ impl fmt::Debug for Version {
 impl fmt::Debug for KeyIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = self.read();
-        f.debug_struct("KeyIndex").field("live", &inner.live).field("pruned", &inner.pruned).finish_non_exhaustive()
+        f.debug_struct("KeyIndex")
+            .field("live", &inner.keys.live())
+            .field("pruned", &inner.pruned)
+            .finish_non_exhaustive()
     }
 }
 
@@ -161,7 +155,7 @@ impl KeyIndex {
         reverse: bool,
     ) -> Result<Slice, ReadError> {
         let inner = self.read_at(at)?;
-        let keys = inner.range(range);
+        let keys = inner.keys.range(range);
         Ok(match reverse {
             false => collect(keys, at, limit, |last| KeyRange { start: successor(last), end: range.end.clone() }),
             true => collect(keys.rev(), at, limit, |last| KeyRange {
@@ -179,7 +173,7 @@ impl KeyIndex {
         let inner = self.read_at(at)?;
         let mut live = 0;
         let mut last = None;
-        for (key, history) in inner.range(range).take(SLICE_KEYS_MAX) {
+        for (key, history) in inner.keys.range(range).take(SLICE_KEYS_MAX) {
             live += u64::from(history.live_at(at).is_some());
             last = Some(key);
         }
@@ -188,7 +182,7 @@ impl KeyIndex {
 
     /// Whether any key of `range` was put or deleted after `since`. Knows nothing of changes at or below the floor.
     pub(crate) fn changed_since(&self, range: &KeyRange, since: Revision) -> bool {
-        self.read().range(range).any(|(_, history)| history.newest.revision > since.get())
+        self.read().keys.range(range).any(|(_, history)| history.newest().revision > since.get())
     }
 
     /// The kept versions of `key` at or below `at`, newest first, deletes included.
@@ -200,7 +194,7 @@ impl KeyIndex {
 
     /// Keys that are live now.
     pub(crate) fn live(&self) -> u64 {
-        self.read().live
+        self.read().keys.live()
     }
 
     /// Reads below this revision are refused.
@@ -210,21 +204,21 @@ impl KeyIndex {
 
     /// The last version written of `key`, be it a delete. For the writer, who needs no revision to read at.
     pub(super) fn newest(&self, key: &[u8]) -> Option<Version> {
-        self.read().keys.get(key).map(|history| history.newest)
+        self.read().keys.get(key).map(|history| *history.newest())
     }
 
     /// Calls `each` with every key that is live now, in order.
     pub(super) fn each_live<E>(&self, mut each: impl FnMut(&[u8], &Version) -> Result<(), E>) -> Result<(), E> {
         let inner = self.read();
-        let mut live = inner.keys.iter().filter(|(_, history)| history.newest.is_live());
-        live.try_for_each(|(key, history)| each(key.as_slice(), &history.newest))
+        let mut live = inner.keys.iter().filter(|(_, history)| history.newest().is_live());
+        live.try_for_each(|(key, history)| each(key.as_slice(), history.newest()))
     }
 
     /// Adds the versions that one entry wrote. Each is newer than what its key has.
     pub(super) fn insert<'a>(&self, versions: impl IntoIterator<Item = (&'a [u8], Version)>) {
         let mut inner = self.write();
         for (key, version) in versions {
-            inner.insert(key, version);
+            inner.keys.insert(key, version);
         }
     }
 
@@ -235,26 +229,23 @@ impl KeyIndex {
     }
 
     /// Forgets the versions that were superseded at or below `up_to`, deletes at or below it among them, of the next
-    /// [`SLICE_KEYS_MAX`] keys behind `after`. The last key looked at; `None` when there are no more.
+    /// [`SLICE_KEYS_MAX`] places from `from` on. Where to go on; `None` when there are no more.
     ///
     /// By going through all keys, not by looking up those that were written: one comes for a few nanoseconds where the other
-    /// has to be searched for.
-    pub(super) fn prune_slice(&self, after: Option<&ShortBytes>, up_to: RecordId) -> Option<ShortBytes> {
+    /// has to be searched for. Keys that come meanwhile are newer than `up_to`, wherever they are put.
+    pub(super) fn prune_slice(&self, from: usize, up_to: RecordId) -> Option<usize> {
         let mut inner = self.write();
         assert!(
             up_to.revision <= inner.pruned,
             "pruning up to {up_to:?}, but reads are refused below {} only",
             inner.pruned
         );
-        inner.prune_slice(after, up_to)
+        inner.keys.prune_slice(from, up_to)
     }
 
     /// As [`KeyIndex::prune_slice`], of one key.
     pub(super) fn prune_key(&self, key: &[u8], up_to: RecordId) {
-        let mut inner = self.write();
-        if inner.keys.get_mut(key).is_some_and(|history| !history.prune(up_to)) {
-            inner.keys.remove(key);
-        }
+        self.write().keys.prune_key(key, up_to);
     }
 
     fn read_at(&self, at: Revision) -> Result<RwLockReadGuard<'_, Inner>, ReadError> {
@@ -276,86 +267,8 @@ impl KeyIndex {
     }
 }
 
-impl Inner {
-    fn range(&self, range: &KeyRange) -> Range<'_, ShortBytes, History> {
-        let start = range.start.as_ref();
-        // The map panics on a range that ends before it starts; an empty one is asked for at the same place instead.
-        let end = range.end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_ref().max(start)));
-        self.keys.range::<[u8], _>((Bound::Included(start), end))
-    }
-
-    fn insert(&mut self, key: &[u8], version: Version) {
-        let was_live = match self.keys.get_mut(key) {
-            Some(history) => {
-                let was_live = history.newest.is_live();
-                history.push(version);
-                was_live
-            }
-            None => {
-                self.keys.insert(key.into(), History { newest: version, older: None });
-                false
-            }
-        };
-        self.live = self.live + u64::from(version.is_live()) - u64::from(was_live);
-    }
-
-    fn prune_slice(&mut self, after: Option<&ShortBytes>, up_to: RecordId) -> Option<ShortBytes> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let (mut gone, mut last) = (Vec::new(), None);
-        let mut looked_at = 0;
-        for (key, history) in self.keys.range_mut::<ShortBytes, _>((from, Bound::Unbounded)).take(SLICE_KEYS_MAX) {
-            looked_at += 1;
-            if !history.prune(up_to) {
-                gone.push(key.clone());
-            }
-            last = Some(key);
-        }
-        let last = last.filter(|_| looked_at == SLICE_KEYS_MAX).cloned();
-        for key in gone {
-            self.keys.remove(&key);
-        }
-        last
-    }
-}
-
-impl History {
-    fn push(&mut self, version: Version) {
-        assert!(self.newest.id() < version.id(), "{version:?} is written after {:?}", self.newest);
-        let superseded = std::mem::replace(&mut self.newest, version);
-        // Most keys have one such version, for a while.
-        self.older.get_or_insert_with(|| Box::new(Vec::with_capacity(1))).push(superseded);
-    }
-
-    fn newest_first(&self) -> impl Iterator<Item = &Version> {
-        std::iter::once(&self.newest).chain(self.older.iter().flat_map(|older| older.iter().rev()))
-    }
-
-    fn live_at(&self, at: Revision) -> Option<Version> {
-        let version = self.newest_first().find(|version| version.revision <= at.get())?;
-        version.is_live().then_some(*version)
-    }
-
-    /// Drops what was superseded at or below `up_to`, and deletes at or below it. Whether anything is left.
-    fn prune(&mut self, up_to: RecordId) -> bool {
-        if let Some(older) = &mut self.older {
-            // The last one at or below is what readers at `up_to` see, unless it is a delete.
-            let dropped = match older.partition_point(|version| version.id() <= up_to) {
-                all if self.newest.id() <= up_to => all,
-                0 => 0,
-                n if older[n - 1].is_live() => n - 1,
-                n => n,
-            };
-            older.drain(..dropped);
-            if older.is_empty() {
-                self.older = None;
-            }
-        }
-        self.older.is_some() || self.newest.is_live() || self.newest.id() > up_to
-    }
-}
-
 fn collect<'a>(
-    keys: impl Iterator<Item = (&'a ShortBytes, &'a History)>,
+    keys: impl Iterator<Item = (&'a ShortBytes, History<'a>)>,
     at: Revision,
     limit: usize,
     rest: impl FnOnce(&[u8]) -> KeyRange,
@@ -385,14 +298,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_short_key_without_history_costs_88_bytes() {
-        // So a million of them cost about 130 MB with the tree's slack; a key over 30 bytes costs its own and an allocation
-        // more. A superseded version costs 48 bytes until it is swept.
-        assert_eq!(size_of::<Version>(), 48);
-        assert_eq!(size_of::<ShortBytes>() + size_of::<History>(), 88);
-    }
-
-    #[test]
     fn pruning_forgets_what_came_before_and_deletes_leave_no_trace() {
         let index = KeyIndex::default();
         let id = |revision| RecordId { revision: Revision::new(revision), ordinal: 0 };
@@ -406,10 +311,10 @@ mod tests {
         assert_eq!(kept(), [5, 4, 3, 2, 1]);
         index.refuse_below(Revision::new(5));
         for (up_to, left) in [(1, &[5, 4, 3, 2, 1][..]), (2, &[5, 4, 3, 2]), (3, &[5, 4]), (4, &[5, 4]), (5, &[])] {
-            assert_eq!(index.prune_slice(None, id(up_to)), None);
+            assert_eq!(index.prune_slice(0, id(up_to)), None);
             assert_eq!(kept(), left, "up to {up_to}");
         }
-        assert!(index.read().keys.is_empty());
+        assert_eq!(index.read().keys.iter().count(), 0);
     }
 
     #[test]
@@ -430,12 +335,12 @@ mod tests {
         }
         index.refuse_below(Revision::new(2));
         let end = RecordId { revision: Revision::new(2), ordinal: u32::MAX };
-        let superseded = || index.read().keys.values().filter(|history| history.older.is_some()).count();
-        let mut after = None;
+        let superseded = || index.read().keys.iter().filter(|(_, history)| history.newest_first().count() > 1).count();
+        let mut next = Some(0);
         for left in [SLICE_KEYS_MAX + 1, 1, 0] {
-            after = index.prune_slice(after.as_ref(), end);
+            next = index.prune_slice(next.expect("there are more"), end);
             assert_eq!(superseded(), left);
         }
-        assert!(after.is_none() && index.live() == keys.len() as u64);
+        assert!(next.is_none() && index.live() == keys.len() as u64);
     }
 }

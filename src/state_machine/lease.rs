@@ -114,7 +114,7 @@ impl State {
         let lease = LeaseId::new(self.meta.next_lease);
         self.meta.next_lease += 1;
         let row = LeaseRow { ttl_ms, kind };
-        self.add_row(rows, RowSpace::Lease, &lease_key(lease), &encode_lease(&row))?;
+        self.add_row(rows, RowSpace::Lease, &lease_key(lease), encode_lease(&row).as_ref().into())?;
         self.leases.insert(lease, row);
         entry.leases.push(LeaseChange::Granted { lease, ttl_ms });
         Ok(lease)

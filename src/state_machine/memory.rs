@@ -1,5 +1,6 @@
 //! Rows in maps, for tests.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
 
@@ -69,8 +70,8 @@ impl Rows for MemRows {
         Ok(())
     }
 
-    fn put_row(&mut self, space: RowSpace, key: &[u8], value: &[u8]) -> Result<(), RowError> {
-        self.rows.insert((space, key.to_vec()), Bytes::copy_from_slice(value));
+    fn put_row(&mut self, space: RowSpace, key: &[u8], value: Cow<'_, [u8]>) -> Result<(), RowError> {
+        self.rows.insert((space, key.to_vec()), Bytes::copy_from_slice(&value));
         Ok(())
     }
 

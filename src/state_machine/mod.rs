@@ -23,6 +23,7 @@ mod state;
 pub(crate) mod tests;
 mod txn;
 
+use std::borrow::Cow;
 use std::ops::{ControlFlow, RangeInclusive};
 
 use bytes::Bytes;
@@ -84,7 +85,7 @@ pub(crate) trait Rows: RowsRead {
     fn put_record(&mut self, id: RecordId, record: &[u8]) -> Result<(), RowError>;
     /// Removes each of `ids`, which are in ascending order.
     fn remove_records(&mut self, ids: &[RecordId]) -> Result<(), RowError>;
-    fn put_row(&mut self, space: RowSpace, key: &[u8], value: &[u8]) -> Result<(), RowError>;
+    fn put_row(&mut self, space: RowSpace, key: &[u8], value: Cow<'_, [u8]>) -> Result<(), RowError>;
     fn remove_row(&mut self, space: RowSpace, key: &[u8]) -> Result<(), RowError>;
 }
 

@@ -1,10 +1,11 @@
 //! What the state machine holds in memory, and how it is read back from rows.
 
-use std::collections::VecDeque;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::apply::Room;
 use super::client::Clients;
 use super::hash::{record_hash, row_hash};
 use super::history::{Garbage, Sweeping};
@@ -34,14 +35,15 @@ pub(crate) struct State {
     pub(super) index: Arc<KeyIndex>,
     pub(super) leases: Leases,
     pub(super) clients: Clients,
-    /// What becomes unreachable when the floor moves, by revision, above the floor.
-    pub(super) garbage: VecDeque<Garbage>,
+    /// What has become unreachable and is not swept yet, and what will be when the floor moves.
+    pub(super) garbage: Garbage,
     /// Sum of the hashes of all reachable records and of all rows but the counters.
     sum: u64,
     bytes: u64,
     /// Unreachable records up to here have been removed from the rows.
     pub(super) swept: RecordId,
     pub(super) sweeping: Option<Sweeping>,
+    pub(super) room: Room,
 }
 
 /// The state in figures.
@@ -79,11 +81,12 @@ impl State {
             index: Arc::default(),
             leases: Leases::default(),
             clients: Clients::default(),
-            garbage: VecDeque::new(),
+            garbage: Garbage::default(),
             sum: 0,
             bytes: 0,
             swept: swept.map_err(damaged("sweep position"))?.unwrap_or_default(),
             sweeping: None,
+            room: Room::default(),
         };
         state.index.refuse_below(state.meta.floor);
         rows.each_record(&mut |id, stored| state.load_record(id, stored))?;
@@ -94,10 +97,10 @@ impl State {
         Ok(state)
     }
 
-    /// Writes the counters, if they have changed: once per batch, before it is committed.
+    /// Writes the counters, if they have changed: before what is to be loaded again is committed.
     pub(crate) fn save(&mut self, rows: &mut dyn Rows) -> Result<(), RowError> {
         if self.saved != Some(self.meta) {
-            rows.put_row(RowSpace::Meta, rows::META_KEY, &rows::encode_meta(&self.meta))?;
+            rows.put_row(RowSpace::Meta, rows::META_KEY, rows::encode_meta(&self.meta).as_ref().into())?;
             self.saved = Some(self.meta);
         }
         Ok(())
@@ -133,9 +136,9 @@ impl State {
         rows: &mut dyn Rows,
         space: RowSpace,
         key: &[u8],
-        row: &[u8],
+        row: Cow<'_, [u8]>,
     ) -> Result<u64, RowError> {
-        let hash = row_hash(space, key, row);
+        let hash = row_hash(space, key, &row);
         self.sum = self.sum.wrapping_add(hash);
         rows.put_row(space, key, row)?;
         Ok(hash)
@@ -160,9 +163,9 @@ impl State {
     }
 
     /// Takes back what is no longer reachable.
-    pub(super) fn discount(&mut self, garbage: &Garbage) {
-        self.sum = self.sum.wrapping_sub(garbage.hash);
-        self.bytes = self.bytes.checked_sub(garbage.bytes).expect("only what was counted becomes garbage");
+    pub(super) fn discount_record(&mut self, hash: u64, bytes: u32) {
+        self.sum = self.sum.wrapping_sub(hash);
+        self.bytes = self.bytes.checked_sub(u64::from(bytes)).expect("only what was counted becomes garbage");
     }
 
     fn load_record(&mut self, id: RecordId, stored: Bytes) -> Result<(), RowError> {
@@ -183,13 +186,10 @@ impl State {
         let version = version_of(id, &record, hash);
         self.count_record(&version);
         self.index.insert([(record.key.as_ref(), version)]);
-        let mut garbage = Garbage::at(id.revision);
-        garbage.add(old.as_ref(), &version);
+        self.garbage.add(id.revision, old.as_ref(), &version);
         if id.revision <= self.meta.floor {
-            self.discount(&garbage);
+            self.discount_garbage();
             self.index.prune_key(&record.key, id);
-        } else {
-            self.keep_garbage(garbage);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::index::Version;
 use super::read::{self, RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, ReadError};
 use super::{RowError, Rows, RowsRead, State};
 use crate::command::{
-    Attach, ChangeKind, Compare, KeyRange, KeyValue, Op, OpResult, Refusal, Response, Test, Txn, TxnResponse,
+    Attach, ChangeKind, Compare, Few, KeyRange, KeyValue, Op, OpResult, Refusal, Response, Test, Txn, TxnResponse,
 };
 use crate::format::rows::LeaseKind;
 use crate::rt::mutant;
@@ -21,16 +21,15 @@ use crate::types::{LeaseId, Revision};
 impl State {
     pub(super) fn txn(&mut self, rows: &mut dyn Rows, entry: &mut Entry<'_>, txn: &Txn) -> Result<Response, RowError> {
         let failed = self.first_failure(rows, &txn.compares)?;
-        let branch = if failed.is_none() { &txn.then } else { &txn.otherwise };
+        let branch = if failed.is_none() { &txn.then[..] } else { &txn.otherwise };
         if let Some(key) = written_twice(branch) {
             return Ok(Response::Refused(Refusal::DuplicateKey { key }));
         }
         if let Some(lease) = self.missing_lease(branch) {
             return Ok(Response::Refused(Refusal::LeaseNotFound { lease }));
         }
-        let mut results = Vec::with_capacity(branch.len());
+        let mut results = Few::with_capacity(branch.len());
         let mut budget = RANGE_BYTES_MAX;
-        entry.expect_writes(branch.len());
         for op in branch {
             results.push(self.run(rows, entry, op, &mut budget)?);
         }

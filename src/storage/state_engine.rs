@@ -1,8 +1,8 @@
 //! The state thread: applies committed entries, makes them durable now and then, removes what history no longer needs,
 //! brings snapshots in.
 //!
-//! One write transaction of `state.redb` holds everything that one batch of entries does: records, rows, counters, the
-//! position, the membership. It is committed without a sync. Recovery is the last durable commit and the log behind it.
+//! One write transaction of `state.redb` holds what one batch of entries writes and a view reads: records, leases, client
+//! records. It is committed without a sync. Recovery is the last durable commit and the log behind it.
 //!
 //! Promised:
 //! * *Committed, then published, then answered.* A caller that has its answer finds its effect in the published view.
@@ -11,8 +11,8 @@
 //!   that were replaced, and consensus could not be started on the two ever again.
 //! * *Fail-stop.* The first error, and any panic, poisons the node: this and every later operation fails, nothing is
 //!   written any more.
-//! * *Whole when durable.* Remembered answers stay in memory ([`Answers`]) until the next durable commit, and no commit is
-//!   durable without them.
+//! * *Whole when durable.* What is of use only after a crash stays in memory until the next durable commit, and no commit is
+//!   durable without it: remembered answers ([`Answers`]), counters, position and membership.
 //! * A queued batch waits for at most one slice of tidying up, and for a durable commit when one is due.
 
 use std::collections::VecDeque;
@@ -71,6 +71,8 @@ pub(crate) struct StateEngine {
     answers: Answers,
     /// Position and membership as of the last committed batch.
     position: SnapshotMeta,
+    /// Answers, counters or position are not what the database has of them.
+    held_back: bool,
     unsynced: Unsynced,
     due: Option<Due>,
     /// The last step took an operation and left the rest, which comes before the next operation.
@@ -172,6 +174,7 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
         state,
         answers: Answers::default(),
         position,
+        held_back: false,
         unsynced: Unsynced::default(),
         due: None,
         has_put_off: false,
@@ -272,11 +275,9 @@ impl StateEngine {
                 };
                 applied.push(Applied { log_id: entry.log_id, response, effects });
             }
-            state.save(&mut rows)?;
-            drop(rows);
-            put_position(txn, APPLIED, &encode_meta(&position))?;
             Ok(applied)
         })?;
+        self.held_back = true;
         self.unsynced.add(entries.len() as u64, bytes);
         (self.busy, self.quiet) = (true, false);
         self.position = position;
@@ -292,7 +293,7 @@ impl StateEngine {
         let db = self.db.as_ref().ok_or_else(closed);
         let rows =
             db.and_then(|db| past_rows(db, live_table)).map_err(|error| StorageError::new(FILE, "read", error))?;
-        let (whole, position) = (self.answers.is_empty(), self.position.clone());
+        let (whole, position) = (!self.held_back, self.position.clone());
         let view = Arc::new(View::new(rows, whole, &self.state, position, self.alarm.clone()));
         self.views.published(&view);
         self.shared.publish_view(view);
@@ -373,9 +374,8 @@ impl StateEngine {
 
     /// Publishes a view whose rows are complete, for a snapshot to be read from.
     fn whole(&mut self) -> Result<Arc<View>, StorageError> {
-        if !self.answers.is_empty() {
-            let answers = &mut self.answers;
-            transact(self.db.as_ref(), Durability::None, |txn| answers.write(&mut TxnRows::new(txn, live_table)))?;
+        if self.held_back {
+            self.commit_whole(Durability::None, |_| Ok(()))?;
             self.unsynced.add(0, 0);
         }
         self.publish()?;
@@ -386,12 +386,26 @@ impl StateEngine {
         &mut self,
         write: impl FnOnce(&WriteTransaction) -> Result<(), RowError>,
     ) -> Result<(), StorageError> {
-        let answers = &mut self.answers;
-        transact(self.db.as_ref(), Durability::Immediate, |txn| {
-            answers.write(&mut TxnRows::new(txn, live_table))?;
+        self.commit_whole(Durability::Immediate, write)?;
+        self.synced();
+        Ok(())
+    }
+
+    /// Commits what was held back, and what `write` adds.
+    fn commit_whole(
+        &mut self,
+        durability: Durability,
+        write: impl FnOnce(&WriteTransaction) -> Result<(), RowError>,
+    ) -> Result<(), StorageError> {
+        let (state, answers, position) = (&mut self.state, &mut self.answers, &self.position);
+        transact(self.db.as_ref(), durability, |txn| {
+            let mut rows = TxnRows::new(txn, live_table);
+            answers.write(&mut rows)?;
+            state.save(&mut LiveRows::new(rows, answers))?;
+            put_position(txn, APPLIED, &encode_meta(position))?;
             write(txn)
         })?;
-        self.synced();
+        self.held_back = false;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Only names of tables decide whether these are the live rows or those of a snapshot on its way in.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
@@ -87,16 +88,12 @@ pub(crate) struct Answers {
 #[derive(Debug)]
 enum Pending {
     /// To be written; the database has no row of this key.
-    New(Bytes),
+    New(Vec<u8>),
     /// To be removed from the database.
     Gone,
 }
 
 impl Answers {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.pending.is_empty()
-    }
-
     /// Brings the database up to date.
     pub(crate) fn write(&mut self, rows: &mut TxnRows<'_>) -> Result<(), RowError> {
         for (key, pending) in std::mem::take(&mut self.pending) {
@@ -113,8 +110,8 @@ impl Answers {
         self.pending.clear();
     }
 
-    fn put(&mut self, key: &[u8], row: &[u8]) {
-        let replaced = self.pending.insert(key.into(), Pending::New(Bytes::copy_from_slice(row)));
+    fn put(&mut self, key: &[u8], row: Vec<u8>) {
+        let replaced = self.pending.insert(key.into(), Pending::New(row));
         assert!(replaced.is_none(), "an answer is written once: {key:?}");
     }
 
@@ -146,7 +143,7 @@ impl RowsRead for LiveRows<'_, '_> {
     fn row(&self, space: RowSpace, key: &[u8]) -> Result<Option<Bytes>, RowError> {
         let pending = if space == RowSpace::Answer { self.answers.pending.get(key) } else { None };
         match pending {
-            Some(Pending::New(row)) => Ok(Some(row.clone())),
+            Some(Pending::New(row)) => Ok(Some(Bytes::copy_from_slice(row))),
             Some(Pending::Gone) => Ok(None),
             None => value(self.rows.table(space.into())?, key),
         }
@@ -168,7 +165,7 @@ impl RowsRead for LiveRows<'_, '_> {
         })?;
         for (key, pending) in &self.answers.pending {
             match pending {
-                Pending::New(row) => rows.insert(key.as_slice().to_vec(), row.clone()),
+                Pending::New(row) => rows.insert(key.as_slice().to_vec(), Bytes::copy_from_slice(row)),
                 Pending::Gone => rows.remove(key.as_slice()),
             };
         }
@@ -195,12 +192,12 @@ impl Rows for LiveRows<'_, '_> {
         records.retain_in::<&[u8], _>(first.as_slice()..=last.as_slice(), &mut keep).map_err(disk)
     }
 
-    fn put_row(&mut self, space: RowSpace, key: &[u8], value: &[u8]) -> Result<(), RowError> {
+    fn put_row(&mut self, space: RowSpace, key: &[u8], value: Cow<'_, [u8]>) -> Result<(), RowError> {
         if space == RowSpace::Answer {
-            self.answers.put(key, value);
+            self.answers.put(key, value.into_owned());
             return Ok(());
         }
-        self.rows.put(space.into(), key, value)
+        self.rows.put(space.into(), key, &value)
     }
 
     fn remove_row(&mut self, space: RowSpace, key: &[u8]) -> Result<(), RowError> {

@@ -163,12 +163,12 @@ pub(crate) fn put(key: &str, value: &str) -> Command {
 
 pub(crate) fn put_on(key: &str, value: &str, lease: Attach) -> Command {
     let (key, value) = (Bytes::copy_from_slice(key.as_bytes()), Bytes::copy_from_slice(value.as_bytes()));
-    Command::Txn(Txn { then: vec![Op::Put { key, value, lease, prev: true }], ..Txn::default() })
+    Command::Txn(Txn { then: [Op::Put { key, value, lease, prev: true }].into(), ..Txn::default() })
 }
 
 pub(crate) fn delete(key: &str) -> Command {
     let keys = KeyRange::single(Bytes::copy_from_slice(key.as_bytes()));
-    Command::Txn(Txn { then: vec![Op::Delete { keys, prev: true }], ..Txn::default() })
+    Command::Txn(Txn { then: [Op::Delete { keys, prev: true }].into(), ..Txn::default() })
 }
 
 pub(crate) fn compact(floor: u64) -> Command {

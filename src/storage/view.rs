@@ -44,13 +44,12 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// `rows` must hold exactly what `state` saved last: a view of anything that is not committed yet would show an index
-    /// without its records.
+    /// `rows` must hold what `state` has written: a view of anything that is not committed yet would show an index without its
+    /// records.
     pub(crate) fn new(rows: PastRows, whole: bool, state: &State, meta: SnapshotMeta, alarm: Alarm) -> Self {
-        debug_assert_eq!(
-            read_position(&rows, APPLIED).map(Option::unwrap_or_default).map_err(|error| error.0),
-            Ok(meta.clone()),
-            "the rows are of another moment"
+        debug_assert!(
+            !whole || matches!(read_position(&rows, APPLIED), Ok(found) if found.clone().unwrap_or_default() == meta),
+            "the rows are of another moment than {meta:?}"
         );
         let counters = state.counters();
         View {

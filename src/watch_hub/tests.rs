@@ -28,7 +28,7 @@ fn change(revision: u64, ordinal: u32, key: &str, bytes: usize) -> Change {
 fn publish(hub: &WatchHub, revision: u64, keys: &[&str]) {
     let changes: Vec<Change> =
         keys.iter().enumerate().map(|(ordinal, key)| change(revision, ordinal as u32, key, 1)).collect();
-    hub.publish([changes].into_iter());
+    hub.publish([changes.into()].into_iter());
 }
 
 fn key(key: &'static str) -> KeyRange {
@@ -275,7 +275,7 @@ fn one_look_hands_out_and_goes_through_no_more_than_its_limits() {
     assert_eq!(ear.poll(), Poll::Ready(Next::Batches(vec![], rev(200 + passed))), "it is to look again");
     assert_eq!(ear.revisions(), [201 + passed]);
 
-    let large = |revision| vec![change(revision, 0, "a", FOUND_BYTES_MAX / 2)];
+    let large = |revision| [change(revision, 0, "a", FOUND_BYTES_MAX / 2)].into();
     let (first, second, third) = (large(202 + passed), large(203 + passed), large(204 + passed));
     hub.publish([first, second, third].into_iter());
     assert_eq!(Ear::new(&hub, key("a"), 201 + passed).revisions(), [202 + passed, 203 + passed]);
@@ -285,12 +285,12 @@ fn one_look_hands_out_and_goes_through_no_more_than_its_limits() {
 fn what_is_kept_is_bounded_by_bytes_but_holds_the_newest_revision() {
     let hub = WatchHub::new(rev(0), 100);
     let _somebody = hub.subscribe(key("x"));
-    let third = vec![change(1, 0, "a", KEPT_BYTES_MAX / 3)];
+    let third = [change(1, 0, "a", KEPT_BYTES_MAX / 3)].into();
     hub.publish([third].into_iter());
-    let third = vec![change(2, 0, "a", KEPT_BYTES_MAX / 3)];
+    let third = [change(2, 0, "a", KEPT_BYTES_MAX / 3)].into();
     hub.publish([third].into_iter());
     assert_eq!(Ear::new(&hub, key("a"), 0).revisions(), [1], "both are kept, and a look is bounded too");
-    let whole = vec![change(3, 0, "a", KEPT_BYTES_MAX)];
+    let whole = [change(3, 0, "a", KEPT_BYTES_MAX)].into();
     hub.publish([whole].into_iter());
     assert_eq!(Ear::new(&hub, key("a"), 1).poll(), Poll::Ready(Next::Behind(rev(1))));
     assert_eq!(Ear::new(&hub, key("a"), 2).revisions(), [3]);

@@ -110,7 +110,7 @@ async fn of_several_that_are_required_the_one_that_is_lost_is_named() {
         lease: Attach::Forever,
         prev: false,
     };
-    let refused = fences.write(node, Txn { then: vec![put], ..Txn::default() }, ms(5000)).await;
+    let refused = fences.write(node, Txn { then: [put].into(), ..Txn::default() }, ms(5000)).await;
     assert!(matches!(refused, Err(Error::Fenced { held, .. }) if held == fence.get()), "{refused:?}");
     revoke(node, &session).await;
     let refused = node.set("k", &2u64).fenced(&first).fenced(&session).fenced(&third).await;

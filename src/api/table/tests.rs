@@ -56,7 +56,7 @@ async fn next<V, K>(watch: &mut Watch<V, K>) -> crate::Batch<V, K> {
 /// Puts these very bytes where no verb would.
 async fn put_bytes(cluster: &Cluster, key: Bytes, value: &'static [u8]) {
     let op = Op::Put { key, value: Bytes::from_static(value), lease: Attach::Forever, prev: false };
-    let txn = Txn { then: vec![op], ..Txn::default() };
+    let txn = Txn { then: [op].into(), ..Txn::default() };
     cluster.write(txn, Duration::from_secs(10)).await.expect("written");
 }
 

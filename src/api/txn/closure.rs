@@ -230,7 +230,7 @@ impl Txn {
         }
         let unchanged = Test::UnchangedSince(self.view.revision);
         let compares = self.reads.iter().map(|keys| Compare { keys, test: unchanged.clone() }).collect();
-        let txn = command::Txn { compares, then: self.writes.ops(), otherwise: Vec::new() };
+        let txn = command::Txn { compares, then: self.writes.ops().into(), otherwise: Vec::new() };
         Ok(Outcome::Write(value, txn, self.fences))
     }
 }

@@ -248,7 +248,7 @@ impl Feed {
     fn hand_out_split(&mut self, batch: &watch_hub::Batch) -> Piece {
         for change in batch.changes.iter().rev() {
             let changes = vec![change.clone()];
-            self.found.push_front(Arc::new(watch_hub::Batch { revision: batch.revision, changes }));
+            self.found.push_front(Arc::new(watch_hub::Batch { revision: batch.revision, changes: changes.into() }));
         }
         Piece::Again
     }
@@ -315,7 +315,9 @@ fn revisions(changes: Vec<Change>, keys: &KeyRange) -> VecDeque<Arc<watch_hub::B
     let mine: Vec<Change> = changes.into_iter().filter(|change| keys.contains(&change.key)).collect();
     let whole = mine.chunk_by(|a, b| a.id.revision == b.id.revision);
     whole
-        .map(|changes| Arc::new(watch_hub::Batch { revision: changes[0].id.revision, changes: changes.to_vec() }))
+        .map(|changes| {
+            Arc::new(watch_hub::Batch { revision: changes[0].id.revision, changes: changes.to_vec().into() })
+        })
         .collect()
 }
 

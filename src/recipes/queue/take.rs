@@ -231,7 +231,7 @@ impl Taking {
                 prev: false,
             },
         ];
-        let txn = Txn { compares: self.conditions(&candidate), then, otherwise: vec![] };
+        let txn = Txn { compares: self.conditions(&candidate), then: then.into(), otherwise: vec![] };
         let answer = claim::send(cluster, txn, &key, footing.timeout).await?;
         let revision = answer.revision;
         let Placed::Standing { claim, lease, .. } = claim::placed(answer, key, true) else {
@@ -265,7 +265,7 @@ impl Taking {
             delete(Part::Tally),
         ];
         // Not a write of this process's that somebody waits for: done twice, the second one finds no item.
-        let txn = Txn { compares: self.conditions(&candidate), then, otherwise: vec![] };
+        let txn = Txn { compares: self.conditions(&candidate), then: then.into(), otherwise: vec![] };
         match node.housekeep(Command::Txn(txn), claim::STEP_TIMEOUT).await? {
             Response::Txn(answer) => Ok(answer.revision),
             other => unreachable!("a transaction without leases is answered with {other:?}"),

@@ -90,7 +90,7 @@ async fn what_counts_is_when_an_item_was_pushed_and_not_what_its_pusher_had_seen
         let key = part_key("q", Part::Item, &item_id(Revision::new(u64::from(60 - n)), 7));
         let item = stored("q", &n).expect("fits");
         let then = vec![Op::Put { key, value: item, lease: Attach::Forever, prev: false }];
-        cluster.write(Txn { then, ..Txn::default() }, ms(5000)).await.expect("written");
+        cluster.write(Txn { then: then.into(), ..Txn::default() }, ms(5000)).await.expect("written");
     }
     push(&cluster, 60).await;
     let mut held = Vec::new();

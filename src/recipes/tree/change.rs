@@ -299,7 +299,7 @@ fn plan_put(
     let mut then: Vec<Op> = ground.missing.iter().rev().map(parent).collect();
     then.push(put(&path, content.stored.clone(), lease));
     compares.extend(ground.compares);
-    Ok(Plan { path, prev, txn: Txn { compares, then, otherwise: vec![] } })
+    Ok(Plan { path, prev, txn: Txn { compares, then: then.into(), otherwise: vec![] } })
 }
 
 /// The path of the next in-order name of a directory. That nothing of that name or a greater one was changed since is added to
@@ -366,7 +366,7 @@ fn plan_remove(
     }
     let keys = if directory && recursive { path.subtree() } else { KeyRange::single(path.key()) };
     let then = vec![Op::Delete { keys, prev: false }];
-    Ok(Plan { path: path.clone(), prev: Some(kv), txn: Txn { compares, then, otherwise: vec![] } })
+    Ok(Plan { path: path.clone(), prev: Some(kv), txn: Txn { compares, then: then.into(), otherwise: vec![] } })
 }
 
 /// What is at `path`, which must not be the root.

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::command::{
-    Attach, ChangeKind, Command, Compare, KeyRange, KeyValue, LeaseChange, Op, OpResult, Proposal, Refusal, Resolution,
-    Response, Stamp, Test, Txn, TxnResponse,
+    Attach, ChangeKind, Command, Compare, Few, KeyRange, KeyValue, LeaseChange, Op, OpResult, Proposal, Refusal,
+    Resolution, Response, Stamp, Test, Txn, TxnResponse,
 };
 use crate::format::command::encode_response;
 use crate::types::{ClientId, LeaderId, LeaseId, Revision};
@@ -163,7 +163,7 @@ impl Model {
         if let Response::Txn(txn) = &mut remembered
             && encode_response(&response).len() > 1024
         {
-            *txn = TxnResponse { results: vec![], elided: true, ..txn.clone() };
+            *txn = TxnResponse { results: Few::new(), elided: true, ..txn.clone() };
         }
         if let Some(client) = self.clients.get_mut(&stamp.client.get()) {
             client.decided.insert(stamp.seq, Some((remembered, effective.then_some(self.revision))));
@@ -267,7 +267,7 @@ impl Model {
 
     fn txn(&mut self, txn: &Txn) -> Response {
         let failed = txn.compares.iter().position(|compare| !self.holds(compare));
-        let branch = if failed.is_some() { &txn.otherwise } else { &txn.then };
+        let branch = if failed.is_some() { &txn.otherwise[..] } else { &txn.then };
         if let Some(key) = twice(branch) {
             return Response::Refused(Refusal::DuplicateKey { key });
         }

@@ -33,11 +33,11 @@ fn a_key_keeps_its_creation_and_counts_its_versions_until_it_is_deleted() {
         lease: None,
         ttl_ms: None,
     };
-    assert_eq!(response.results, [OpResult::Get(Some(entry(1, 2, 2, "2")))]);
+    assert_eq!(response.results, [OpResult::Get(Some(entry(1, 2, 2, "2")))].into());
     m.delete("k");
     m.put("k", "3");
     let response = m.txn(then([Op::Get { key: bytes("k") }]));
-    assert_eq!(response.results, [OpResult::Get(Some(entry(4, 4, 1, "3")))]);
+    assert_eq!(response.results, [OpResult::Get(Some(entry(4, 4, 1, "3")))].into());
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn the_first_compare_that_fails_is_named_and_the_other_branch_runs() {
     let on = |key: &str, test| Compare { keys: KeyRange::single(bytes(key)), test };
     let response = m.txn(Txn {
         compares: vec![on("a", Test::Present), on("b", Test::Present), on("a", Test::Absent)],
-        then: vec![put("x", "then")],
+        then: [put("x", "then")].into(),
         otherwise: vec![put("x", "else")],
     });
     assert_eq!(response.failed, Some(1));

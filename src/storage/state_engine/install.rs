@@ -100,6 +100,7 @@ impl StateEngine {
         })?;
         self.state = state;
         self.answers.clear();
+        self.held_back = false;
         // Views of the replaced state have an index of their own, which nothing is swept from any more.
         self.views = LiveViews::default();
         self.quiet = false;

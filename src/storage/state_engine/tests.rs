@@ -15,7 +15,7 @@ use super::super::support::{
 use super::super::view::VIEW_AGE_MAX;
 use super::*;
 use crate::command::{Command, RecordId, Stamp};
-use crate::format::rows::decode_answer_key;
+use crate::format::rows::{META_KEY, decode_answer_key, decode_meta};
 use crate::rt::worker::Drive;
 use crate::state_machine::{ReadError, RowSpace, Rows, RowsRead};
 use crate::types::ClientId;
@@ -326,6 +326,35 @@ fn an_answer_is_on_disk_only_if_a_durable_commit_finds_it_unforgotten() {
     assert_eq!(rows(&stepped), [3, 4]);
     let again = State::load(&past_rows(stepped.parts.engine.db.as_ref().unwrap(), live_table).unwrap()).unwrap();
     assert_eq!(again.counters(), stepped.parts.engine.state.counters(), "what is durable is not the whole state");
+}
+
+#[test]
+fn counters_and_position_are_on_disk_with_a_durable_commit_and_before_a_snapshot_is_read() {
+    let mut stepped = Stepped::new();
+    let on_disk = |stepped: &Stepped| {
+        let rows = past_rows(stepped.parts.engine.db.as_ref().unwrap(), live_table).unwrap();
+        let position = read_position(&rows, APPLIED).unwrap().and_then(|meta| meta.last_applied);
+        let counters = rows.row(RowSpace::Meta, META_KEY).unwrap().map(|row| decode_meta(row).unwrap());
+        (position.map(|id| id.index), counters.map(|meta| meta.revision.get()))
+    };
+    stepped.push(vec![entry(1, 0, put("k", "1"))]);
+    stepped.finish();
+    assert_eq!(on_disk(&stepped), (None, None), "written before anything wants them");
+    let view = stepped.parts.engine.whole().unwrap();
+    assert_eq!(on_disk(&stepped), (Some(0), Some(1)));
+    assert_eq!(view.meta().last_applied, Some(at(1, 0)));
+    stepped.push(vec![entry(1, 1, put("k", "2"))]);
+    stepped.push(vec![LogEntry { log_id: at(1, 2), payload: Payload::Blank }]);
+    stepped.finish();
+    assert_eq!(on_disk(&stepped), (Some(0), Some(1)));
+    stepped.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
+    stepped.finish();
+    assert_eq!(on_disk(&stepped), (Some(2), Some(2)), "what is durable is not the whole state");
+    // An entry that changes nothing moves the position all the same.
+    stepped.push(vec![LogEntry { log_id: at(1, 3), payload: Payload::Blank }]);
+    stepped.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
+    stepped.finish();
+    assert_eq!(on_disk(&stepped), (Some(3), Some(2)));
 }
 
 #[test]
@@ -643,7 +672,7 @@ fn a_record_that_has_rotted_is_neither_shown_nor_sent_and_stops_the_node() {
         let mut stepped = Stepped::new();
         stepped.push(vec![entry(1, 0, put("k", "precious"))]);
         stepped.finish();
-        look(&stepped.parts.store.view()).unwrap();
+        look(&stepped.parts.engine.whole().unwrap()).unwrap();
         let engine = &mut stepped.parts.engine;
         transact(engine.db.as_ref(), Durability::None, |txn| {
             let id = RecordId { revision: Revision::new(1), ordinal: 0 };

@@ -34,7 +34,7 @@ impl Model {
             .enumerate()
             .map(|(n, key)| Change { key: key.clone(), ..change(revision, n as u32, "", 1) })
             .collect();
-        hub.publish([changes].into_iter());
+        hub.publish([changes.into()].into_iter());
         self.revisions.push(Some(keys));
         let kept = if is_watched { self.kept_max } else { 0 };
         self.kept_after = self.kept_after.max(revision.saturating_sub(kept));
