@@ -74,7 +74,7 @@ impl Writer {
     fn next(&mut self) -> Bytes {
         self.written += 1;
         let n = self.written;
-        if n % COMPACT_EVERY == 0 && n > KEPT + KEYS {
+        if n.is_multiple_of(COMPACT_EVERY) && n > KEPT + KEYS {
             return compact(n - KEPT);
         }
         self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

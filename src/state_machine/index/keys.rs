@@ -4,8 +4,8 @@
 //! lines away, a hash table two. So a write finds its key by hash, and the order is for ranges, and changes only when a
 //! key comes or goes. Versions lie in numbered places that are used again, since one is superseded by nearly every write.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
-use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU32;
 use std::ops::Bound;
@@ -18,12 +18,16 @@ use crate::command::{KeyRange, RecordId};
 use crate::state_machine::ShortBytes;
 use crate::types::Revision;
 
+/// Nobody goes through it, and its hasher has no seed, so its order decides nothing.
+#[expect(clippy::disallowed_types, reason = "what is banned is to go through one")]
+type ByHash = std::collections::HashMap<u64, Place, BuildHasherDefault<AsItIs>>;
+
 /// Every key with the versions that are still kept.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     ordered: BTreeMap<ShortBytes, Place>,
     /// The key that came last of those with the hash; it knows the others.
-    by_hash: HashMap<u64, Place, BuildHasherDefault<AsItIs>>,
+    by_hash: ByHash,
     keys: Slab<Key>,
     older: Slab<Older>,
     /// No key has had a higher place.
