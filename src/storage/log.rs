@@ -31,7 +31,7 @@ use super::positions::{Moved, Positions};
 use super::tail::{Budget, Tail};
 
 /// Bytes of entries kept in memory beyond those that have to be.
-pub(crate) const TAIL_BYTES_MAX: usize = 64 << 20;
+pub(crate) const TAIL_BYTES_MAX: usize = 16 << 20;
 
 /// A cheap handle; clones share one log.
 #[derive(Clone)]

@@ -56,9 +56,9 @@ pub(crate) enum StageError {
 
 pub(crate) type Answer<T, E = StorageError> = Box<dyn FnOnce(Result<T, E>) + Send>;
 
-/// Most entries that are applied on the thread that brings them: some hundred microseconds, which is what waking another
-/// thread and being woken by it costs.
-const APPLY_HERE_MAX: usize = 16;
+/// Most entries that are applied on the thread that brings them: some hundred microseconds, not much more than waking
+/// another thread and being woken by it costs.
+const APPLY_HERE_MAX: usize = 64;
 
 /// A cheap handle; clones share one engine.
 #[derive(Clone)]
