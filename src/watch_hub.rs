@@ -1,8 +1,8 @@
 //! Bounded fan-out of committed changes to the watchers of this node.
 //!
-//! While anybody watches, the hub keeps the newest changes in memory, once, whoever watches. A watcher is a place in that history: it has no
-//! queue of its own, so a slow one costs nothing. It is woken only when a key of its range changes; one that falls
-//! behind what the hub keeps is told so, and reads the rest from the store's own history.
+//! While anybody watches, the hub keeps the newest changes in memory, once, whoever watches. A watcher is a place in that
+//! history: it has no queue of its own, so a slow one costs nothing. It is woken only when a key of its range changes; one
+//! that falls behind what the hub keeps is told so, and reads the rest from the store's own history.
 //!
 //! Promises to whoever watches:
 //! * Revisions are handed out in order, whole, and once.

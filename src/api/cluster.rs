@@ -337,6 +337,7 @@ pub enum Outcome {
     NoEffect,
     /// It was not decided and never will be.
     Never,
-    /// The record that would know is gone: the writing process was silent for too long.
+    /// The record that would know is gone: the writing process was silent for too long. Or, for a ticket that its process
+    /// has not come to yet by thousands of writes: not known so far.
     Unknowable,
 }

@@ -2,8 +2,8 @@
 //!
 //! A record is reachable as long as some readable revision shows it: until the revision that superseded it is at or below
 //! the floor. A delete shows nothing, and is unreachable as soon as its own revision is. [`State::compact`] moves the
-//! floor and takes what falls below out of the hash and the size at once, from sums kept by revision: every node does
-//! so at the same entry. [`State::sweep`] removes the records themselves, whenever this node finds the time; nobody can
+//! floor and takes what falls below out of the hash and the size at once, which was noted as it was superseded: every node
+//! does so at the same entry. [`State::sweep`] removes the records themselves, whenever this node finds the time; nobody can
 //! tell how far it has come.
 //!
 //! A superseded record can stand anywhere below the one that superseded it. Removed as they become unreachable, each would
@@ -133,8 +133,8 @@ impl State {
     /// Whether there is more to do up to `up_to`.
     ///
     /// `up_to` holds it back for the sake of views that are still read: the lowest of their floors when this is called. How
-    /// far it has come is a local row, written with the last removal of a batch: a state that is loaded again finds below
-    /// what is left to remove above it.
+    /// far it has come is a local row, written with the last removal of a batch. After a crash, what is left to remove is found
+    /// as the state is loaded.
     pub(crate) fn sweep(&mut self, rows: &mut dyn Rows, up_to: Revision, max_records: usize) -> Result<bool, RowError> {
         match self.sweeping.take() {
             None if !self.can_sweep(up_to) => return Ok(false),

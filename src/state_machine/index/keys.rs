@@ -3,6 +3,10 @@
 //! Most of what the state thread waits for is memory: an ordered map of a hundred thousand keys is half a dozen cache
 //! lines away, a hash table two. So a write finds its key by hash, and the order is for ranges, and changes only when a
 //! key comes or goes. Versions lie in numbered places that are used again, since one is superseded by nearly every write.
+//! The room of keys and versions that are gone is kept for others.
+//!
+//! The hash has no seed: keys that somebody makes so as to collide are found one behind the other, and no others are
+//! slowed down by it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
