@@ -194,9 +194,14 @@ fn a_slow_disk_of_a_follower_slows_nobody_and_one_of_the_leader_only_its_writes(
             started.elapsed() / 5
         };
         let usual = took(&sim, &trio.leader).await;
+        let term = node(&sim, &trio.leader).status().term;
+        // Longer than heartbeats are apart, and than elections take.
         sim.slow_disk(trio.others()[0], 2 * SECOND, 2 * SECOND).unwrap();
         let with_slow_follower = took(&sim, &trio.leader).await;
         assert!(with_slow_follower < usual * 3 + SECOND / 20, "{usual:?} became {with_slow_follower:?}");
+        sim.run_for(20 * SECOND).await;
+        let now = (sim.leader(), node(&sim, &trio.leader).status().term);
+        assert_eq!(now, (Some(trio.leader.clone()), term), "who cannot sync takes its leader for dead");
         sim.recover();
         sim.run_for(SOON).await;
         let leader = settled(&sim).await.leader;

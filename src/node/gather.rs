@@ -164,11 +164,11 @@ mod tests {
         let (submissions, mut queue) = mpsc::unbounded();
         let mut gather = Gather::default();
         for _ in 0..3 {
-            send(&submissions, 1);
-            rt::spawn("other", send_later(submissions.clone(), 5, 1)).detach();
+            for yields in [1, 20] {
+                rt::spawn("caller", send_later(submissions.clone(), yields, 1)).detach();
+            }
             assert_eq!(batch(&mut gather, &mut queue).await, 1);
             assert_eq!(batch(&mut gather, &mut queue).await, 1);
-            gather = Gather { last: 1, short: false };
         }
     }
 
