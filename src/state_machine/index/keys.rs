@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU32;
 use std::ops::Bound;
 
@@ -22,16 +21,13 @@ use crate::command::{KeyRange, RecordId};
 use crate::state_machine::ShortBytes;
 use crate::types::Revision;
 
-/// Nobody goes through it, and its hasher has no seed, so its order decides nothing.
-#[expect(clippy::disallowed_types, reason = "what is banned is to go through one")]
-type ByHash = std::collections::HashMap<u64, Place, BuildHasherDefault<AsItIs>>;
-
 /// Every key with the versions that are still kept.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     ordered: BTreeMap<ShortBytes, Place>,
-    /// The key that came last of those with the hash; it knows the others.
-    by_hash: ByHash,
+    /// By the lower bits of the hash, a power of two of them: the key that came last of those with the same; it knows the
+    /// others.
+    buckets: Vec<Option<Place>>,
     keys: Slab<Key>,
     older: Slab<Older>,
     /// No key has had a higher place.
@@ -45,8 +41,8 @@ struct Key {
     name: ShortBytes,
     newest: Version,
     older: Option<Place>,
-    /// Another key with the same hash.
-    twin: Option<Place>,
+    /// Another key of the same bucket.
+    next: Option<Place>,
 }
 
 /// A superseded version, and the one before it.
@@ -54,6 +50,14 @@ struct Key {
 struct Older {
     version: Version,
     older: Option<Place>,
+}
+
+/// Buckets that the first key makes; there are never fewer than keys.
+const BUCKETS_MIN: usize = 64;
+
+/// Of `count`, a power of two. In none of no buckets.
+fn bucket(hash: u64, count: usize) -> usize {
+    hash as usize & count.wrapping_sub(1)
 }
 
 /// A place in a slab, in half the room of a pointer.
@@ -68,24 +72,6 @@ impl Place {
 
     fn at(self) -> usize {
         self.0.get() as usize - 1
-    }
-}
-
-/// Takes a hash for a hash.
-#[derive(Debug, Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only whole hashes are hashed")
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
     }
 }
 
@@ -182,24 +168,37 @@ impl Keys {
     }
 
     fn find_hashed(&self, hash: u64, key: &[u8]) -> Option<Place> {
-        let mut next = self.by_hash.get(&hash).copied();
+        let mut next = *self.buckets.get(bucket(hash, self.buckets.len()))?;
         while let Some(place) = next {
             let found = &self.keys[place.at()];
             if found.name.as_slice() == key {
                 return Some(place);
             }
-            next = found.twin;
+            next = found.next;
         }
         None
     }
 
     fn add(&mut self, hash: u64, name: ShortBytes, newest: Version) {
+        if self.keys.len() == self.buckets.len() {
+            self.double_buckets();
+        }
         let entry = self.keys.vacant_entry();
         let place = Place::new(entry.key());
-        let twin = self.by_hash.insert(hash, place);
-        entry.insert(Key { name: name.clone(), newest, older: None, twin });
+        let count = self.buckets.len();
+        let next = self.buckets[bucket(hash, count)].replace(place);
+        entry.insert(Key { name: name.clone(), newest, older: None, next });
         self.ordered.insert(name, place);
         self.places = self.places.max(place.at() + 1);
+    }
+
+    fn double_buckets(&mut self) {
+        let count = (2 * self.buckets.len()).max(BUCKETS_MIN);
+        self.buckets = vec![None; count];
+        for (at, key) in &mut self.keys {
+            let hash = xxh3_64(key.name.as_slice());
+            key.next = self.buckets[bucket(hash, count)].replace(Place::new(at));
+        }
     }
 
     /// Whether the key was live before.
@@ -245,25 +244,15 @@ impl Keys {
     }
 
     fn remove_hashed(&mut self, hash: u64, place: Place) {
-        let Key { name, twin, .. } = self.keys.remove(place.at());
+        let Key { name, next, .. } = self.keys.remove(place.at());
         self.ordered.remove(&name);
-        let mut next = self.by_hash[&hash];
-        if next == place {
-            match twin {
-                Some(twin) => self.by_hash.insert(hash, twin),
-                None => self.by_hash.remove(&hash),
-            };
-            return;
+        let count = self.buckets.len();
+        let mut link = &mut self.buckets[bucket(hash, count)];
+        while *link != Some(place) {
+            let before = link.expect("a key stands among those of its bucket");
+            link = &mut self.keys[before.at()].next;
         }
-        loop {
-            let other = &mut self.keys[next.at()];
-            let following = other.twin.expect("a key stands among those of its hash");
-            if following == place {
-                other.twin = twin;
-                return;
-            }
-            next = following;
-        }
+        *link = next;
     }
 }
 
@@ -277,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_short_key_without_history_costs_88_bytes_and_its_place_in_the_order_36() {
-        // With the slack of the tree and the table, a million of them cost about 170 MB; a key over 30 bytes costs its own
+        // With the slack of the tree and the buckets, a million of them cost about 150 MB; a key over 30 bytes costs its own
         // more. A superseded version costs 56 bytes until it is swept.
         assert_eq!(size_of::<Version>(), 48);
         assert_eq!((size_of::<Key>(), size_of::<ShortBytes>() + size_of::<Place>()), (88, 36));
@@ -290,8 +279,8 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_one_hash_are_told_apart_and_leave_in_any_order() {
-        // No two short keys with one hash are known, so all are added under the same.
+    fn keys_of_one_bucket_are_told_apart_and_leave_in_any_order() {
+        // All are added under the same hash.
         let hash = xxh3_64(b"b");
         for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
             let mut keys = Keys::default();
@@ -306,8 +295,24 @@ mod tests {
                 keys.remove_hashed(hash, keys.find_hashed(hash, names[gone]).unwrap());
                 left.remove(names[gone]);
             }
-            assert!(keys.by_hash.is_empty());
+            assert!(keys.buckets.iter().all(Option::is_none));
         }
+    }
+
+    #[test]
+    fn every_key_is_found_however_many_there_are_and_none_that_is_gone() {
+        let mut keys = Keys::default();
+        assert!(keys.get(b"none").is_none());
+        let names: Vec<String> = (0..20 * BUCKETS_MIN).map(|n| format!("key/{n}")).collect();
+        names.iter().for_each(|name| keys.insert(name.as_bytes(), live(1)));
+        assert!(names.iter().all(|name| keys.get(name.as_bytes()).is_some()));
+        let place = |name: &String, keys: &Keys| keys.find(name.as_bytes()).expect("it is there");
+        for name in names.iter().step_by(2) {
+            keys.remove(place(name, &keys));
+        }
+        let found = |name: &String| keys.get(name.as_bytes()).is_some();
+        assert_eq!(names.iter().filter(|name| found(name)).count(), names.len() / 2);
+        assert!(found(&names[1]) && !found(&names[2]));
     }
 
     #[test]
@@ -331,7 +336,7 @@ mod tests {
                     _ => keys.insert(&key, live(revision)),
                 }
                 let in_order: Vec<_> = keys.iter().map(|(key, history)| (key.clone(), *history.newest())).collect();
-                assert_eq!((in_order.len(), keys.by_hash.len()), (keys.keys.len(), keys.keys.len()));
+                assert_eq!(in_order.len(), keys.keys.len());
                 assert_eq!(in_order.iter().filter(|(_, newest)| newest.is_live()).count() as u64, keys.live());
                 let versions: usize = keys.iter().map(|(_, history)| history.newest_first().count()).sum();
                 assert_eq!(versions, keys.keys.len() + keys.older.len(), "a version that no key leads to");
