@@ -177,10 +177,12 @@ impl Scene {
         let n = self.any();
         self.tell(n, &Command::Resolve(tickets));
         self.wait(n);
+        // Before the log is told, so that it reaches as far as anything in here: a lock that is given back late has a revision
+        // too.
+        let mut findings = self.collect();
         let dump = |scene: &Self, n| scene.place(n, "log.json");
         let paths: Vec<_> = (0..self.size()).map(|n| dump(&self, n)).collect();
         self.tell_all(|n| Command::Dump(paths[n].clone()));
-        let mut findings = self.collect();
         for path in paths {
             let text = fs::read(path).expect("written by the node");
             findings.logs.push(serde_json::from_slice(&text).expect("written by the node"));
