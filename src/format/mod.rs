@@ -4,6 +4,7 @@
 //! base-128 varints unless a line says otherwise; byte strings carry their length. Decoding never allocates more than the
 //! input justifies, refuses what it does not know, and refuses bytes left over.
 
+pub(crate) mod block;
 pub(crate) mod claim;
 pub(crate) mod command;
 pub(crate) mod identity;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::codec::{Json, Raw, Value};
 use crate::command::RecordId;
+use crate::format::block::{self, Block, BlockWriter};
 use crate::format::log::{FileHead, Frame, FrameHead};
 use crate::format::log_items::{Items, Placed};
 use crate::format::wire::{DecodeError, Writer, seal};
@@ -27,7 +28,7 @@ pub(super) const WIRE: [Format; 4] = [
 ];
 
 /// What is kept in files. A corpus names a format by its place: new ones come last.
-pub(super) const STORAGE: [Format; 14] = [
+pub(super) const STORAGE: [Format; 15] = [
     log_payload,
     log_head,
     log_frame,
@@ -42,6 +43,10 @@ pub(super) const STORAGE: [Format; 14] = [
     chunk,
     |body| canonical(body, claim::decode_claim, claim::encode_claim),
     value,
+    |body| {
+        one_block(&body);
+        one_block(&block::sealed(&body));
+    },
 ];
 
 /// Reads `data` as what its first byte says, as it is and with the checksum it should have.
@@ -75,6 +80,24 @@ fn encode_items(placed: &[Placed]) -> Bytes {
 
 fn payload(frame: &Bytes) -> Option<Bytes> {
     FrameHead::read(frame, 1)?.payload(frame)
+}
+
+/// A block of records, which are not looked into; each is found by its id.
+fn one_block(bytes: &[u8]) {
+    let first = RecordId { revision: Revision::ZERO, ordinal: 0 };
+    let Ok(block) = Block::decode(bytes) else { return };
+    let Ok(records) = block.from(first).collect::<Result<Vec<_>, _>>() else { return };
+    // Only what is in order is ever written.
+    if !records.is_sorted_by(|(one, _), (other, _)| one < other) {
+        return;
+    }
+    let (mut writer, mut again) = (BlockWriter::default(), Vec::new());
+    for (id, record) in records {
+        assert_eq!(block.find(id), Ok(Some(record)));
+        writer.push(id, record);
+    }
+    writer.seal_into(&mut again);
+    assert_eq!(again, bytes, "a block has two spellings");
 }
 
 /// Entries whose bodies come each behind its length.

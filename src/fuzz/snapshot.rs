@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::choices::Choices;
 use crate::command::{Command, KeyRange, Op, Proposal, RecordId, Stamp, Txn};
 use crate::format::snapshot::{ChunkWriter, Part, SnapshotMeta, encode_meta};
+use crate::format::state::{record_id, record_key};
 use crate::format::wire::seal;
 use crate::state_machine::memory::MemRows;
 use crate::state_machine::{Rows, State};
@@ -22,13 +23,21 @@ struct Sent {
 }
 
 impl Sent {
-    /// Any rows, cut into chunks anywhere: which chunk a row falls into carries no meaning.
+    /// Any rows, with records that are in order as a rule, cut into chunks anywhere: which chunk a row falls into carries no
+    /// meaning.
     fn new(choices: &mut Choices, meta: &SnapshotMeta) -> Self {
         let mut sent = Sent { rows: Vec::new(), chunks: Vec::new(), counts: vec![0] };
+        let mut id = RecordId::default();
         for _ in 0..choices.below(12) {
             let part = choices.pick(&Part::SENT);
-            let mut bytes = || (0..choices.below(5)).map(|_| choices.below(256) as u8).collect::<Vec<u8>>();
-            sent.rows.push((part, bytes(), bytes()));
+            let key = if part == Part::Records && !choices.one_in(16) {
+                let revision = Revision::new(id.revision.get() + choices.below(3));
+                id = RecordId { revision, ordinal: choices.below(2) as u32 };
+                record_key(id).to_vec()
+            } else {
+                any_bytes(choices)
+            };
+            sent.rows.push((part, key, any_bytes(choices)));
             *sent.counts.last_mut().expect("never empty") += 1;
             if choices.one_in(3) {
                 sent.counts.push(0);
@@ -62,6 +71,16 @@ impl Sent {
         let before: usize = self.counts[..chunk].iter().sum();
         &self.rows[before..before + self.counts[chunk]]
     }
+}
+
+fn any_bytes(choices: &mut Choices) -> Vec<u8> {
+    (0..choices.below(5)).map(|_| choices.below(256) as u8).collect()
+}
+
+/// Whether each record among `rows` has an id that is above those before it.
+fn in_order<'a>(rows: impl Iterator<Item = &'a Row>) -> bool {
+    let ids: Vec<_> = rows.filter(|(part, ..)| *part == Part::Records).map(|(_, key, _)| record_id(key)).collect();
+    ids.iter().all(Result::is_ok) && ids.is_sorted_by(|one, other| one.as_ref().ok() < other.as_ref().ok())
 }
 
 /// What has been taken, kept apart from the stage that takes it.
@@ -114,6 +133,9 @@ fn offer(stage: &mut Stage, taken: &mut Taken, sent: &[Sent; 2], (from, index, b
         assert_eq!(answer, Ok(None), "chunk {index} was taken twice");
     } else if index > taken.next || taken.ended_by.is_some() {
         assert!(matches!(answer, Err(SnapshotRefused::Gap { .. })), "chunk {index}: {answer:?}");
+    } else if whole && !in_order(taken.rows.iter().chain(sent[from].rows_of(index))) {
+        let refused = matches!(answer, Err(SnapshotRefused::Unreadable(_) | SnapshotRefused::Damaged(_)));
+        assert!(refused, "chunk {index} is out of order: {answer:?}");
     } else if whole {
         let rows = answer.expect("a good chunk").expect("it was due").rows;
         let rows: Vec<Row> = rows.into_iter().map(|row| (row.part, row.key.to_vec(), row.value.to_vec())).collect();

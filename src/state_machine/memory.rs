@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ops::{ControlFlow, RangeInclusive};
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 
-use super::{RowError, RowSpace, Rows, RowsRead};
+use super::{EachRecord, EachRow, RowError, RowSpace, Rows, RowsRead, RowsScan};
 use crate::command::RecordId;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,12 +32,10 @@ impl RowsRead for MemRows {
     fn row(&self, space: RowSpace, key: &[u8]) -> Result<Option<Bytes>, RowError> {
         Ok(self.rows.get(&(space, key.to_vec())).cloned())
     }
+}
 
-    fn records_in(
-        &self,
-        ids: RangeInclusive<RecordId>,
-        each: &mut dyn FnMut(RecordId, Bytes) -> Result<ControlFlow<()>, RowError>,
-    ) -> Result<(), RowError> {
+impl RowsScan for MemRows {
+    fn records_in(&self, ids: RangeInclusive<RecordId>, each: &mut EachRecord<'_>) -> Result<(), RowError> {
         for (id, record) in self.records.range(ids) {
             if each(*id, record.clone())?.is_break() {
                 break;
@@ -46,11 +44,7 @@ impl RowsRead for MemRows {
         Ok(())
     }
 
-    fn each_row(
-        &self,
-        space: RowSpace,
-        each: &mut dyn FnMut(&[u8], Bytes) -> Result<(), RowError>,
-    ) -> Result<(), RowError> {
+    fn each_row(&self, space: RowSpace, each: &mut EachRow<'_>) -> Result<(), RowError> {
         let mut of_space = self.rows.iter().filter(|((in_space, _), _)| *in_space == space);
         of_space.try_for_each(|((_, key), row)| each(key, row.clone()))
     }

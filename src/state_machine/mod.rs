@@ -58,12 +58,12 @@ pub(crate) trait RowsRead {
     /// The encoded record at `id`.
     fn record(&self, id: RecordId) -> Result<Option<Bytes>, RowError>;
     fn row(&self, space: RowSpace, key: &[u8]) -> Result<Option<Bytes>, RowError>;
+}
+
+/// Goes through many of them: for loading a state, and for readers of history. Applying an entry never needs it.
+pub(crate) trait RowsScan: RowsRead {
     /// Calls `each` with every record of `ids`, in ascending order, until it breaks off or returns an error.
-    fn records_in(
-        &self,
-        ids: RangeInclusive<RecordId>,
-        each: &mut dyn FnMut(RecordId, Bytes) -> Result<ControlFlow<()>, RowError>,
-    ) -> Result<(), RowError>;
+    fn records_in(&self, ids: RangeInclusive<RecordId>, each: &mut EachRecord<'_>) -> Result<(), RowError>;
     /// Calls `each` with every record, in ascending order, until it returns an error.
     fn each_record(&self, each: &mut dyn FnMut(RecordId, Bytes) -> Result<(), RowError>) -> Result<(), RowError> {
         let first = RecordId { revision: Revision::ZERO, ordinal: 0 };
@@ -71,13 +71,14 @@ pub(crate) trait RowsRead {
         self.records_in(first..=last, &mut |id, record| each(id, record).map(ControlFlow::Continue))
     }
     /// Calls `each` with every row of one space, in ascending order of key, until it returns an error.
-    #[expect(clippy::type_complexity, reason = "a callback is read most easily where it is called")]
-    fn each_row(
-        &self,
-        space: RowSpace,
-        each: &mut dyn FnMut(&[u8], Bytes) -> Result<(), RowError>,
-    ) -> Result<(), RowError>;
+    fn each_row(&self, space: RowSpace, each: &mut EachRow<'_>) -> Result<(), RowError>;
 }
+
+/// Takes one record after the other, until it has seen enough.
+pub(crate) type EachRecord<'a> = dyn FnMut(RecordId, Bytes) -> Result<ControlFlow<()>, RowError> + 'a;
+
+/// Takes one row after the other, with its key.
+pub(crate) type EachRow<'a> = dyn FnMut(&[u8], Bytes) -> Result<(), RowError> + 'a;
 
 /// Writes as well. Everything written for one entry becomes visible and durable together. Removing what is not there is no
 /// error.

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::index::Version;
-use super::{KeyIndex, RowError, RowSpace, RowsRead};
+use super::{KeyIndex, RowError, RowSpace, RowsRead, RowsScan};
 use crate::command::{Change, KeyRange, KeyValue, RecordId};
 use crate::format::record::{Record, decode_record};
 use crate::format::rows;
@@ -121,7 +121,7 @@ pub(crate) fn count(index: &KeyIndex, at: Revision, keys: &KeyRange) -> Result<u
 /// gone.
 pub(crate) fn changes(
     index: &KeyIndex,
-    rows: &dyn RowsRead,
+    rows: &dyn RowsScan,
     floor: Revision,
     from: Revision,
     to: Revision,

@@ -11,7 +11,7 @@ use super::hash::{record_hash, row_hash};
 use super::history::{Garbage, Sweeping};
 use super::index::{KeyIndex, NewVersion, Version};
 use super::lease::Leases;
-use super::{RowError, RowSpace, Rows, RowsRead, read};
+use super::{RowError, RowSpace, Rows, RowsScan, read};
 use crate::command::RecordId;
 use crate::format::record::Record;
 use crate::format::rows::{self, Meta};
@@ -39,7 +39,8 @@ pub(crate) struct State {
     pub(super) garbage: Garbage,
     /// Sum of the hashes of all reachable records and of all rows but the counters.
     sum: u64,
-    bytes: u64,
+    /// Logical size of all reachable records.
+    pub(super) bytes: u64,
     /// Unreachable records up to here have been removed from the rows.
     pub(super) swept: RecordId,
     pub(super) sweeping: Option<Sweeping>,
@@ -71,7 +72,7 @@ impl State {
     ///
     /// # Errors
     /// A row or record that cannot be read or understood, or that contradicts another one.
-    pub(crate) fn load(rows: &dyn RowsRead) -> Result<State, RowError> {
+    pub(crate) fn load(rows: &dyn RowsScan) -> Result<State, RowError> {
         let saved = rows.row(RowSpace::Meta, rows::META_KEY)?.map(rows::decode_meta).transpose();
         let saved = saved.map_err(damaged("counters"))?;
         let swept = rows.row(RowSpace::Local, rows::SWEPT_KEY)?.map(rows::decode_swept).transpose();

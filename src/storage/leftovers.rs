@@ -10,8 +10,8 @@ use crate::format::state::{is_staged, live_table, old_number, old_table, staged_
 use crate::state_machine::RowError;
 use crate::storage::state_rows::{Naming, definition, disk};
 
-/// Rows that one slice removes at most.
-pub(crate) const LEFTOVER_ROWS: usize = 1024;
+/// Rows that one slice removes at most: some megabytes, since a row of records is a block.
+const LEFTOVER_ROWS: usize = 256;
 
 pub(crate) struct Leftovers {
     /// To be emptied, then deleted.
@@ -57,17 +57,19 @@ impl Leftovers {
         Ok(())
     }
 
-    /// Removes up to [`LEFTOVER_ROWS`] rows, or one empty table. The caller stops when [`Leftovers::is_empty`].
-    pub(crate) fn remove_slice(&mut self, txn: &WriteTransaction) -> Result<(), RowError> {
+    /// Removes up to [`LEFTOVER_ROWS`] rows, or one empty table; answers how many rows. The caller stops when
+    /// [`Leftovers::is_empty`].
+    pub(crate) fn remove_slice(&mut self, txn: &WriteTransaction) -> Result<usize, RowError> {
         if self.staged {
-            return self.retire_staged(txn);
+            return self.retire_staged(txn).map(|()| 0);
         }
-        let Some(name) = self.tables.last() else { return Ok(()) };
-        if !empty_slice(txn, name)? {
+        let Some(name) = self.tables.last() else { return Ok(0) };
+        let removed = empty_slice(txn, name)?;
+        if removed == 0 {
             txn.delete_table(definition(name)).map_err(disk)?;
             self.tables.pop();
         }
-        Ok(())
+        Ok(removed)
     }
 
     fn retire(&mut self, txn: &WriteTransaction, name: Naming) -> Result<(), RowError> {
@@ -85,14 +87,15 @@ impl Leftovers {
     }
 }
 
-/// Removes the first rows of a table; false if there were none.
-fn empty_slice(txn: &WriteTransaction, name: &str) -> Result<bool, RowError> {
+/// Removes the first rows of a table; answers how many.
+fn empty_slice(txn: &WriteTransaction, name: &str) -> Result<usize, RowError> {
     let mut table = txn.open_table(definition(name)).map_err(disk)?;
-    let mut last = None;
+    let (mut last, mut count) = (None, 0);
     for row in table.iter().map_err(disk)?.take(LEFTOVER_ROWS) {
         last = Some(row.map_err(disk)?.0.value().to_vec());
+        count += 1;
     }
-    let Some(last) = last else { return Ok(false) };
+    let Some(last) = last else { return Ok(0) };
     table.retain_in(..=last.as_slice(), |_, _| false).map_err(disk)?;
-    Ok(true)
+    Ok(count)
 }

@@ -7,6 +7,7 @@
 //! [`open`] answers for the identity of what it opens; everything after that is the engines' business. All writing goes
 //! through one [`Poison`]: the first error of either file stops both.
 
+mod answers;
 pub(crate) mod disk;
 #[cfg(any(test, feature = "sim", feature = "internals"))]
 pub(crate) mod fault_disk;
@@ -14,6 +15,7 @@ pub(crate) mod identity;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) mod journal;
 mod leftovers;
+mod live_rows;
 pub(crate) mod log;
 pub(crate) mod log_engine;
 pub(crate) mod log_file;
@@ -22,6 +24,8 @@ mod log_reads;
 mod log_recovery;
 pub(crate) mod poison;
 mod positions;
+mod recent;
+mod records;
 pub(crate) mod snapshot;
 pub(crate) mod state;
 pub(crate) mod state_engine;

@@ -19,10 +19,10 @@ use crate::error::StorageError;
 use crate::format::record::decode_record;
 use crate::format::rows::{SWEPT_KEY, decode_swept};
 use crate::format::snapshot::{Chunk, ChunkWriter, Part, SnapshotMeta, Summary, Tally, encode_meta};
-use crate::format::state::record_id;
+use crate::format::state::{record_id, record_key};
 use crate::format::wire::DecodeError;
 use crate::rt::mutant;
-use crate::state_machine::{RowError, RowSpace, RowsRead, State};
+use crate::state_machine::{RowError, RowSpace, RowsRead, RowsScan, State};
 use crate::storage::state_rows::{PastRows, disk, undamaged};
 use crate::storage::view::Alarm;
 use crate::types::{LogId, Revision};
@@ -88,14 +88,15 @@ impl SnapshotReader {
         if part == Part::Answer && mutant("dedup_not_in_snapshot") {
             return Ok(false);
         }
-        let Some(table) = self.rows.table(part)? else { return Ok(false) };
         let after = self.after.take();
+        if part == Part::Records {
+            let after = after.map(|key| record_id(&key)).transpose().map_err(disk)?;
+            return self.fill_from_records(after);
+        }
+        let Some(table) = self.rows.table(part)? else { return Ok(false) };
         let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         for row in table.range::<&[u8]>((from, Bound::Unbounded)).map_err(disk)? {
             let (key, value) = row.map_err(disk)?;
-            if part == Part::Records && !self.is_sent(key.value(), value.value())? {
-                continue;
-            }
             self.writer.push(part, key.value(), value.value());
             if self.writer.is_full() {
                 self.after = Some(key.value().to_vec());
@@ -105,11 +106,25 @@ impl SnapshotReader {
         Ok(false)
     }
 
-    fn is_sent(&self, key: &[u8], value: &[u8]) -> Result<bool, RowError> {
-        let id = record_id(key).map_err(disk)?;
-        // redb checks no checksum on a normal read: this is where rot would leave for another node.
-        decode_record(id, Bytes::copy_from_slice(value)).map_err(disk)?;
-        Ok(!self.garbage.contains(&id))
+    /// As [`SnapshotReader::fill_from`], from behind the record `after`.
+    fn fill_from_records(&mut self, after: Option<RecordId>) -> Result<bool, RowError> {
+        let last = RecordId { revision: Revision::new(u64::MAX), ordinal: u32::MAX };
+        let (garbage, writer, stopped) = (&self.garbage, &mut self.writer, &mut self.after);
+        self.rows.records_in(after.unwrap_or_default()..=last, &mut |id, record| {
+            // redb checks no checksum on a normal read: this is where rot would leave for another node.
+            decode_record(id, record.clone()).map_err(disk)?;
+            if Some(id) == after || garbage.contains(&id) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            let key = record_key(id);
+            writer.push(Part::Records, &key, &record);
+            if !writer.is_full() {
+                return Ok(ControlFlow::Continue(()));
+            }
+            *stopped = Some(key.to_vec());
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(self.after.is_some())
     }
 }
 
@@ -151,6 +166,8 @@ pub(crate) struct Stage {
     pub(crate) meta: SnapshotMeta,
     next: u64,
     tally: Tally,
+    /// The highest record that came.
+    last_record: Option<RecordId>,
     promised: Option<Summary>,
     /// The state of all the rows, once they have been checked.
     pub(crate) loaded: Option<State>,
@@ -159,7 +176,7 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) fn new(id: StageId, meta: SnapshotMeta) -> Self {
         let tally = Tally::new(&encode_meta(&meta));
-        Stage { id, meta, next: 0, tally, promised: None, loaded: None }
+        Stage { id, meta, next: 0, tally, last_record: None, promised: None, loaded: None }
     }
 
     /// Takes chunk `index`: the rows to be written, or `None` if it had been taken before.
@@ -176,10 +193,24 @@ impl Stage {
         if chunk.index != index {
             return Err(SnapshotRefused::Gap { expected: index, found: chunk.index });
         }
+        self.last_record = self.ascending(&chunk)?;
         chunk.tally(&mut self.tally);
         self.promised = chunk.summary;
         self.next += 1;
         Ok(Some(chunk))
+    }
+
+    /// The highest record with those of `chunk`, which must come in ascending order.
+    fn ascending(&self, chunk: &Chunk) -> Result<Option<RecordId>, SnapshotRefused> {
+        let mut last = self.last_record;
+        for row in chunk.rows.iter().filter(|row| row.part == Part::Records) {
+            let id = record_id(&row.key)?;
+            if last.is_some_and(|last| last >= id) {
+                return Err(SnapshotRefused::Unreadable(format!("record {id:?} comes behind {last:?}")));
+            }
+            last = Some(id);
+        }
+        Ok(last)
     }
 
     /// The chunk that is due.

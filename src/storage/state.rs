@@ -1,8 +1,8 @@
 //! The replicated state on disk, as the rest of the node sees it: a cheap handle on the state engine.
 //!
 //! Operations are queued and answered through callbacks; what has been applied is read without asking anybody, from the
-//! [`View`] published last. Promised, in this order for every batch of entries: they are committed to the database, then
-//! a view that shows them is published, then their answers are given.
+//! [`View`] published last. Promised, in this order for every batch of entries: they are applied, then a view that shows them
+//! is published, then their answers are given.
 //!
 //! The queue has no limit of its own. Its callers bound it: consensus has one batch under way, a snapshot arrives chunk by
 //! chunk, each sent when the one before was answered.

@@ -1,18 +1,18 @@
 //! The state thread: applies committed entries, makes them durable now and then, removes what history no longer needs,
 //! brings snapshots in.
 //!
-//! One write transaction of `state.redb` holds what one batch of entries writes and a view reads: records, leases, client
-//! records. It is committed without a sync. Recovery is the last durable commit and the log behind it.
+//! What a batch of entries writes stays in memory ([`Recent`]) until the next durable commit, which takes all of it to
+//! `state.redb` in one transaction. Recovery is the last durable commit and the log behind it.
 //!
 //! Promised:
-//! * *Committed, then published, then answered.* A caller that has its answer finds its effect in the published view.
+//! * *Applied, then published, then answered.* A caller that has its answer finds its effect in the published view.
 //! * *The log first.* No durable commit begins before `log.wal` has synced everything that was enqueued ahead of it,
 //!   truncations included. Otherwise a power failure could leave a state that is past a log which still holds the entries
 //!   that were replaced, and consensus could not be started on the two ever again.
 //! * *Fail-stop.* The first error, and any panic, poisons the node: this and every later operation fails, nothing is
 //!   written any more.
-//! * *Whole when durable.* What is of use only after a crash stays in memory until the next durable commit, and no commit is
-//!   durable without it: remembered answers ([`Answers`]), counters, position and membership.
+//! * *Whole when durable.* What is durable is the state after one batch: records, rows, remembered answers ([`Answers`]),
+//!   counters, position and membership reach the database together, and only there.
 //! * A queued batch waits for at most one slice of tidying up, and for a durable commit when one is due.
 
 use std::collections::VecDeque;
@@ -32,33 +32,35 @@ use crate::rt::mutant;
 use crate::rt::watermark::Watermark;
 use crate::rt::worker::{Engine, Mailbox, Step, panic_message};
 use crate::state_machine::{RowError, State};
-use crate::storage::leftovers::{LEFTOVER_ROWS, Leftovers};
+use crate::storage::answers::Answers;
+use crate::storage::leftovers::Leftovers;
+use crate::storage::live_rows::{LiveRows, MomentRows};
 use crate::storage::log::Log;
 use crate::storage::poison::Poison;
+use crate::storage::recent::Recent;
+use crate::storage::records::{self, Packer};
 use crate::storage::snapshot::Stage;
 use crate::storage::state::{Answer, Applied, FILE, Installed, Op, Shared, StageError, StateStore};
-use crate::storage::state_rows::{
-    Answers, LiveRows, Naming, PastRows, TxnRows, definition, disk, read_position, undamaged,
-};
+use crate::storage::state_rows::{Naming, PastRows, TxnRows, definition, disk, read_position, undamaged};
 use crate::storage::view::{Alarm, LiveViews, View};
 use crate::types::{LogEntry, LogId, Membership, Payload, Revision, StoredMembership};
 
 /// A durable commit follows the batch that brings the entries since the last one to this many.
 ///
-/// Together with [`CHECKPOINT_BYTES`] it bounds what is replayed after a crash, and how far the file can grow: a commit
-/// without a sync cannot reuse the pages of the last durable one. What tidying up removes counts as well, a slice for as
-/// much as it may hold.
+/// Together with [`CHECKPOINT_BYTES`] it bounds what is replayed after a crash, what is kept in memory meanwhile, and how far
+/// the file can grow: a commit without a sync cannot reuse the pages of the last durable one. What tidying up removes
+/// counts as well.
 pub(crate) const CHECKPOINT_ENTRIES: u64 = 8192;
 
-/// As [`CHECKPOINT_ENTRIES`], for the bytes of the entries and of arriving snapshots.
+/// As [`CHECKPOINT_ENTRIES`], for the bytes of entries, of the records they write, of blocks that lose some, and of arriving
+/// snapshots.
 pub(crate) const CHECKPOINT_BYTES: u64 = 8 << 20;
+
+/// What a record takes beside its entry's bytes, about.
+const RECORD_ROOM_BYTES: usize = 48;
 
 /// Records that one slice of a sweep looks at or removes at most.
 pub(crate) const SWEEP_RECORDS: usize = 1024;
-
-/// Records that a sweep removes for each that counts as an entry towards a durable commit: those it removes together share
-/// pages.
-const SWEPT_PER_ENTRY: u64 = 4;
 
 pub(crate) struct StateEngine {
     /// `None` once closed.
@@ -68,10 +70,14 @@ pub(crate) struct StateEngine {
     shared: Arc<Shared>,
     alarm: Alarm,
     state: State,
+    /// The database as it was when `recent` began; no record that is in it is missing in the database now, unless it has
+    /// been swept.
+    past: Arc<PastRows>,
+    recent: Arc<Recent>,
     answers: Answers,
-    /// Position and membership as of the last committed batch.
+    /// Position and membership as of the last batch.
     position: SnapshotMeta,
-    /// Answers, counters or position are not what the database has of them.
+    /// The database lacks the last batch.
     held_back: bool,
     unsynced: Unsynced,
     due: Option<Due>,
@@ -154,12 +160,15 @@ pub(crate) fn open(
 }
 
 fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngine), RowError> {
-    let rows = past_rows(&db, live_table)?;
-    let position = read_position(&rows, APPLIED)?.unwrap_or_default();
-    let snapshot = read_position(&rows, SNAPSHOT)?;
-    let state = State::load(&rows)?;
+    let past = Arc::new(past_rows(&db, live_table)?);
+    let position = read_position(&past, APPLIED)?.unwrap_or_default();
+    let snapshot = read_position(&past, SNAPSHOT)?;
+    let state = State::load(&*past)?;
     let leftovers = Leftovers::find(&db)?;
     let alarm = Alarm::new(poison.clone());
+    let revision = state.counters().revision;
+    let recent = Arc::new(Recent::new(revision));
+    let rows = MomentRows::new(past.clone(), recent.clone(), revision);
     let view = Arc::new(View::new(rows, true, &state, position.clone(), alarm.clone()));
     let mut views = LiveViews::default();
     views.published(&view);
@@ -172,6 +181,8 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
         shared,
         alarm,
         state,
+        past,
+        recent,
         answers: Answers::default(),
         position,
         held_back: false,
@@ -249,7 +260,7 @@ impl StateEngine {
         }
     }
 
-    /// Applies a batch in one transaction and publishes what it led to.
+    /// Applies a batch and publishes what it led to.
     fn apply(&mut self, entries: Vec<LogEntry>) -> Result<Vec<Applied>, StorageError> {
         // All are decoded before any is applied: a command that this release does not know stops the node as it was.
         let mut decoded = Vec::with_capacity(entries.len());
@@ -257,46 +268,48 @@ impl StateEngine {
             decoded.push(decode(entry)?);
         }
         let entries = decoded;
+        let bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
+        let room = usize::try_from(bytes).unwrap_or(0) + entries.len() * RECORD_ROOM_BYTES;
+        let mut rows = LiveRows::new(&self.past, &self.recent, &mut self.answers, room);
         let mut position = self.position.clone();
-        let mut bytes = 0;
-        let (state, answers) = (&mut self.state, &mut self.answers);
-        let applied = transact(self.db.as_ref(), Durability::None, |txn| {
-            let mut rows = LiveRows::new(TxnRows::new(txn, live_table), answers);
-            let mut applied = Vec::with_capacity(entries.len());
-            for entry in &entries {
-                advance(&mut position, entry)?;
-                bytes += entry.bytes;
-                let (response, effects) = match &entry.content {
-                    Content::Proposal(proposal) => {
-                        let (response, effects) = state.apply(&mut rows, entry.log_id, proposal)?;
-                        (Some(response), effects)
-                    }
-                    Content::Blank | Content::Membership(_) => (None, Effects::default()),
-                };
-                applied.push(Applied { log_id: entry.log_id, response, effects });
-            }
-            Ok(applied)
-        })?;
+        let (state, mut applied) = (&mut self.state, Vec::with_capacity(entries.len()));
+        for entry in &entries {
+            advance(&mut position, entry).map_err(not_applied)?;
+            let (response, effects) = match &entry.content {
+                Content::Proposal(proposal) => {
+                    let (response, effects) = state.apply(&mut rows, entry.log_id, proposal).map_err(not_applied)?;
+                    (Some(response), effects)
+                }
+                Content::Blank | Content::Membership(_) => (None, Effects::default()),
+            };
+            applied.push(Applied { log_id: entry.log_id, response, effects });
+        }
+        let batch = rows.batch;
+        self.unsynced.add(entries.len() as u64, bytes.max(batch.bytes()));
+        self.recent.add(batch);
         self.held_back = true;
-        self.unsynced.add(entries.len() as u64, bytes);
         (self.busy, self.quiet) = (true, false);
         self.position = position;
-        // Only now, behind the commit: a reader must not see what could still fail to be written.
-        self.publish()?;
+        self.publish();
         if let Some(at) = self.position.last_applied {
             self.log.applied(at.index);
         }
         Ok(applied)
     }
 
-    fn publish(&mut self) -> Result<(), StorageError> {
-        let db = self.db.as_ref().ok_or_else(closed);
-        let rows =
-            db.and_then(|db| past_rows(db, live_table)).map_err(|error| StorageError::new(FILE, "read", error))?;
+    fn publish(&mut self) {
+        let rows = MomentRows::new(self.past.clone(), self.recent.clone(), self.state.counters().revision);
         let (whole, position) = (!self.held_back, self.position.clone());
         let view = Arc::new(View::new(rows, whole, &self.state, position, self.alarm.clone()));
         self.views.published(&view);
         self.shared.publish_view(view);
+    }
+
+    /// Lets go of the database's earlier pages: from here on it is read as it is now.
+    fn refresh(&mut self) -> Result<(), StorageError> {
+        let past = self.db.as_ref().ok_or_else(closed).and_then(|db| past_rows(db, live_table));
+        self.past = Arc::new(past.map_err(|error| StorageError::new(FILE, "read", error))?);
+        self.publish();
         Ok(())
     }
 
@@ -347,7 +360,7 @@ impl StateEngine {
     }
 
     fn checkpoint(&mut self) -> Result<(), StorageError> {
-        if self.unsynced.commits == 0 {
+        if self.unsynced.commits == 0 && !self.held_back {
             return Ok(());
         }
         self.commit_durably(|_| Ok(()))
@@ -372,13 +385,12 @@ impl StateEngine {
         self.whole()
     }
 
-    /// Publishes a view whose rows are complete, for a snapshot to be read from.
+    /// Publishes a view whose rows are complete in the database, for a snapshot to be read from.
     fn whole(&mut self) -> Result<Arc<View>, StorageError> {
         if self.held_back {
             self.commit_whole(Durability::None, |_| Ok(()))?;
             self.unsynced.add(0, 0);
         }
-        self.publish()?;
         Ok(self.shared.view())
     }
 
@@ -397,16 +409,20 @@ impl StateEngine {
         durability: Durability,
         write: impl FnOnce(&WriteTransaction) -> Result<(), RowError>,
     ) -> Result<(), StorageError> {
-        let (state, answers, position) = (&mut self.state, &mut self.answers, &self.position);
+        let mut rows = LiveRows::new(&self.past, &self.recent, &mut self.answers, 0);
+        self.state.save(&mut rows).map_err(not_applied)?;
+        self.recent.add(rows.batch);
+        let (recent, answers, position) = (&self.recent, &mut self.answers, &self.position);
         transact(self.db.as_ref(), durability, |txn| {
             let mut rows = TxnRows::new(txn, live_table);
+            write_recent(&mut rows, recent)?;
             answers.write(&mut rows)?;
-            state.save(&mut LiveRows::new(rows, answers))?;
             put_position(txn, APPLIED, &encode_meta(position))?;
             write(txn)
         })?;
+        self.recent = Arc::new(Recent::new(self.state.counters().revision));
         self.held_back = false;
-        Ok(())
+        self.refresh()
     }
 
     /// The position is durable, and not said to be before it is.
@@ -416,14 +432,15 @@ impl StateEngine {
     }
 
     fn has_to_tidy(&self) -> bool {
-        self.sweep_is_due(self.views.floor()) || !self.leftovers.is_empty()
+        self.sweep_is_due() || self.has_to_flush() || !self.leftovers.is_empty()
     }
 
     /// Does one slice of what can wait; false when there is nothing to do.
     fn tidy(&mut self) -> bool {
-        let up_to = self.views.floor();
-        let tidied = if self.sweep_is_due(up_to) {
-            self.guarded("sweep", |engine| engine.sweep_slice(up_to))
+        let tidied = if self.has_to_flush() {
+            self.guarded("sweep", |engine| engine.whole().and_then(|_| engine.sweep_slice()))
+        } else if self.sweep_is_due() {
+            self.guarded("sweep", StateEngine::sweep_slice)
         } else if !self.leftovers.is_empty() {
             self.guarded("tidy up", StateEngine::leftover_slice)
         } else {
@@ -436,31 +453,48 @@ impl StateEngine {
         true
     }
 
+    /// Up to where a sweep can go: it removes nothing that a view needs, and nothing that is not in the database yet.
+    fn sweepable(&self) -> Revision {
+        self.views.floor().min(self.recent.base())
+    }
+
     /// Whether a sweep is under way, or has enough to do to be worth it, or anything while there is nothing else to do.
-    fn sweep_is_due(&self, up_to: Revision) -> bool {
-        let state = &self.state;
+    fn sweep_is_due(&self) -> bool {
+        let (state, up_to) = (&self.state, self.sweepable());
         state.is_sweeping() || state.should_sweep(up_to) || (self.quiet && state.can_sweep(up_to))
     }
 
-    fn sweep_slice(&mut self, up_to: Revision) -> Result<(), StorageError> {
-        let (state, answers) = (&mut self.state, &mut self.answers);
-        transact(self.db.as_ref(), Durability::None, |txn| {
-            let mut rows = LiveRows::new(TxnRows::new(txn, live_table), answers);
-            state.sweep(&mut rows, up_to, SWEEP_RECORDS)
-        })?;
-        self.unsynced.add(SWEEP_RECORDS as u64 / SWEPT_PER_ENTRY, 0);
+    /// Whether it is a time to sweep what is not in the database yet.
+    fn has_to_flush(&self) -> bool {
+        let state = &self.state;
+        self.quiet && self.held_back && !state.is_sweeping() && state.can_sweep(self.views.floor())
+    }
+
+    fn sweep_slice(&mut self) -> Result<(), StorageError> {
+        let up_to = self.sweepable();
+        let mut rows = LiveRows::new(&self.past, &self.recent, &mut self.answers, 0);
+        self.state.sweep(&mut rows, up_to, SWEEP_RECORDS).map_err(not_applied)?;
+        let LiveRows { batch, removed, .. } = rows;
+        self.recent.add(batch);
+        self.held_back = true;
+        if !removed.is_empty() {
+            let written = transact(self.db.as_ref(), Durability::None, |txn| {
+                records::remove(TxnRows::new(txn, live_table).records()?, &removed)
+            })?;
+            self.unsynced.add(0, written);
+        }
         if self.state.is_sweeping() {
             return Ok(());
         }
         // The newest view shows the same as before, but pins the pages of what has been removed.
-        self.publish()
+        self.refresh()
     }
 
     fn leftover_slice(&mut self) -> Result<(), StorageError> {
         let leftovers = &mut self.leftovers;
-        transact(self.db.as_ref(), Durability::None, |txn| leftovers.remove_slice(txn))?;
-        self.unsynced.add(LEFTOVER_ROWS as u64, 0);
-        if self.leftovers.is_empty() { self.publish() } else { Ok(()) }
+        let removed = transact(self.db.as_ref(), Durability::None, |txn| leftovers.remove_slice(txn))?;
+        self.unsynced.add(removed as u64, 0);
+        if self.leftovers.is_empty() { self.refresh() } else { Ok(()) }
     }
 
     /// Runs `work`; an error or a panic in it poisons the node.
@@ -564,8 +598,24 @@ fn transact<T>(
     run().map_err(|error: RowError| StorageError::new(FILE, "write", error))
 }
 
+/// Brings the database up to date, but for the answers.
+fn write_recent(rows: &mut TxnRows<'_>, recent: &Recent) -> Result<(), RowError> {
+    let mut packer = Packer::default();
+    let table = rows.records()?;
+    recent.each_record(|id, record| packer.push(table, id, record))?;
+    packer.finish(table)?;
+    recent.each_row(|space, key, row| match row {
+        Some(row) => rows.put(space.into(), key, row),
+        None => rows.remove(space.into(), key),
+    })
+}
+
 fn past_rows(db: &Database, name: Naming) -> Result<PastRows, RowError> {
-    PastRows::open(db.begin_read().map_err(disk)?, name)
+    Ok(PastRows::open(db.begin_read().map_err(disk)?, name))
+}
+
+fn not_applied(error: RowError) -> StorageError {
+    StorageError::new(FILE, "apply", error)
 }
 
 fn closed() -> RowError {

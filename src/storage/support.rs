@@ -24,7 +24,7 @@ use crate::format::snapshot::{Chunk, ChunkWriter, Part, SnapshotMeta, Summary, e
 use crate::format::state::record_key;
 use crate::rt::worker::{Drive, Driver};
 use crate::state_machine::memory::MemRows;
-use crate::state_machine::{Counters, RowSpace, RowsRead, State};
+use crate::state_machine::{Counters, RowSpace, RowsScan, State};
 use crate::types::{
     ClientId, LeaderId, LeaseId, LogEntry, LogId, Membership, NodeId, NodeInfo, Payload, Revision, StoredMembership,
 };

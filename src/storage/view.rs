@@ -1,8 +1,8 @@
 //! One moment of the store, to be read by anybody for as long as they hold it.
 //!
-//! A view joins a read transaction of the database, which fixes the records, with the shared index of keys, which does
-//! not stand still: the index is asked for the newest revision at or below the view's, so what later batches add to it
-//! cannot be seen. What sweeps take out of it can be missed, so a sweep spares whatever a live view can still reach, for
+//! A view joins the rows of one moment (the database's, and before them those that are not written there yet) with the
+//! shared index of keys, which does not stand still: the index is asked for the newest revision at or below the view's, so
+//! what later batches add to it cannot be seen. What sweeps take out of it can be missed, so a sweep spares whatever a live view can still reach, for
 //! as long as the view is young enough. A view past that age may find that its revision is compacted.
 
 use std::fmt;
@@ -18,11 +18,12 @@ use crate::format::rows::{decode_lease, decode_lease_key, lease_key};
 use crate::format::snapshot::SnapshotMeta;
 use crate::format::state::APPLIED;
 use crate::state_machine::read::{self, KeyHistory, KeySlice, ReadError};
-use crate::state_machine::{Counters, KeyIndex, RowError, RowSpace, RowsRead, State};
+use crate::state_machine::{Counters, KeyIndex, RowError, RowSpace, RowsRead, RowsScan, State};
+use crate::storage::live_rows::MomentRows;
 use crate::storage::poison::Poison;
 use crate::storage::snapshot::SnapshotReader;
 use crate::storage::state::FILE;
-use crate::storage::state_rows::{PastRows, disk, read_position, undamaged};
+use crate::storage::state_rows::{disk, read_position, undamaged};
 use crate::types::{LeaseId, LogId, Revision};
 
 /// How long a view that is no longer the newest keeps sweeps away from what it can reach.
@@ -36,19 +37,20 @@ pub(crate) struct View {
     pub(crate) applied: Option<LogId>,
     pub(crate) counters: Counters,
     meta: SnapshotMeta,
-    /// Whether the rows hold the remembered answers too, which are of no use to anybody but a snapshot.
+    /// Whether all of it is in the database, remembered answers too: only then a snapshot can be read.
     whole: bool,
     index: Arc<KeyIndex>,
-    rows: Arc<PastRows>,
+    rows: MomentRows,
     alarm: Alarm,
 }
 
 impl View {
-    /// `rows` must hold what `state` has written: a view of anything that is not committed yet would show an index without its
-    /// records.
-    pub(crate) fn new(rows: PastRows, whole: bool, state: &State, meta: SnapshotMeta, alarm: Alarm) -> Self {
+    /// `rows` must hold what `state` has written, or the index would lead to records that are not there; `whole` says that all
+    /// of it is in the database.
+    pub(crate) fn new(rows: MomentRows, whole: bool, state: &State, meta: SnapshotMeta, alarm: Alarm) -> Self {
         debug_assert!(
-            !whole || matches!(read_position(&rows, APPLIED), Ok(found) if found.clone().unwrap_or_default() == meta),
+            !whole
+                || matches!(read_position(rows.past(), APPLIED), Ok(found) if found.clone().unwrap_or_default() == meta),
             "the rows are of another moment than {meta:?}"
         );
         let counters = state.counters();
@@ -60,7 +62,7 @@ impl View {
             meta,
             whole,
             index: state.index().clone(),
-            rows: Arc::new(rows),
+            rows,
             alarm,
         }
     }
@@ -77,7 +79,7 @@ impl View {
     /// The key as of `at`, which must be one of the revisions this view answers for.
     pub(crate) fn get_at(&self, at: Revision, key: &[u8]) -> Result<Option<KeyValue>, ReadError> {
         self.reaches(at)?;
-        self.look(|| read::get(&self.index, &*self.rows, at, key))
+        self.look(|| read::get(&self.index, &self.rows, at, key))
     }
 
     /// Up to `limit` live keys in ascending (or descending) order, and whether there are more.
@@ -98,7 +100,7 @@ impl View {
         reverse: bool,
     ) -> Result<(Vec<KeyValue>, bool), ReadError> {
         self.reaches(at)?;
-        self.look(|| read::range(&self.index, &*self.rows, at, keys, limit, reverse))
+        self.look(|| read::range(&self.index, &self.rows, at, keys, limit, reverse))
     }
 
     /// The first live keys, at most `limit`. Values are not read.
@@ -123,7 +125,7 @@ impl View {
         max_records: usize,
     ) -> Result<(Vec<Change>, Revision), ReadError> {
         let (from, to) = (*revisions.start(), (*revisions.end()).min(self.revision));
-        self.look(|| read::changes(&self.index, &*self.rows, self.floor, from, to, max_records))
+        self.look(|| read::changes(&self.index, &self.rows, self.floor, from, to, max_records))
     }
 
     /// The value that a change superseded, while history still holds it.
@@ -136,12 +138,12 @@ impl View {
 
     /// The key's kept records, newest first, at most `max_records`: who wrote it, when, under which number.
     pub(crate) fn explain(&self, key: &[u8], max_records: usize) -> Result<Vec<(RecordId, Record)>, ReadError> {
-        self.look(|| read::explain(&self.index, &*self.rows, self.revision, key, max_records))
+        self.look(|| read::explain(&self.index, &self.rows, self.revision, key, max_records))
     }
 
     /// What is known of the key's past, newest first; the same on every node with a view of this revision and floor.
     pub(crate) fn history(&self, key: &[u8], max_records: usize) -> Result<KeyHistory, ReadError> {
-        self.look(|| read::history(&self.index, &*self.rows, self.floor, self.revision, key, max_records))
+        self.look(|| read::history(&self.index, &self.rows, self.floor, self.revision, key, max_records))
     }
 
     /// Every lease and its time to live in milliseconds, by id.
@@ -162,7 +164,7 @@ impl View {
     /// If the view is not one of [`StateStore::whole`](crate::storage::state::StateStore::whole).
     pub(crate) fn read_snapshot(&self) -> Result<SnapshotReader, StorageError> {
         assert!(self.whole, "the rows at {:?} lack the remembered answers", self.applied);
-        SnapshotReader::open(self.rows.clone(), self.meta.clone(), self.floor, self.alarm.clone())
+        SnapshotReader::open(self.rows.past().clone(), self.meta.clone(), self.floor, self.alarm.clone())
     }
 
     /// The lease's time to live in milliseconds; `None` if it is not there (any more).

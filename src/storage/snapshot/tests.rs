@@ -274,6 +274,27 @@ fn a_view_from_before_an_install_goes_on_showing_its_moment() {
 }
 
 #[test]
+fn records_that_come_twice_or_out_of_order_are_refused() {
+    let id = |revision| RecordId { revision: Revision::new(revision), ordinal: 0 };
+    let meta = SnapshotMeta { last_applied: Some(at(1, 5)), ..SnapshotMeta::default() };
+    for (chunks, refused) in
+        [(&[&[1, 2, 2][..]][..], 0), (&[&[1, 3, 2]], 0), (&[&[1, 3], &[2]], 1), (&[&[1, 3], &[3]], 1)]
+    {
+        let mut writer = ChunkWriter::new(&encode_meta(&meta));
+        let mut stage = Stage::new(StageId(1), meta.clone());
+        for (index, revisions) in chunks.iter().enumerate() {
+            revisions.iter().for_each(|at| writer.push(Part::Records, &record_key(id(*at)), b"record"));
+            let answer = stage.accept(index as u64, writer.seal(false));
+            match index == refused {
+                false => assert!(answer.is_ok(), "{chunks:?}: {answer:?}"),
+                true => assert!(matches!(answer, Err(SnapshotRefused::Unreadable(_))), "{chunks:?}: {answer:?}"),
+            }
+        }
+        assert_eq!(stage.next(), refused as u64, "{chunks:?}");
+    }
+}
+
+#[test]
 fn what_an_install_leaves_behind_is_emptied_at_once_or_after_a_restart() {
     let tables = |disk: &FaultDisk| {
         let opened = super::super::open(disk.mount(), "a", || unreachable!()).unwrap();
@@ -293,6 +314,7 @@ fn what_an_install_leaves_behind_is_emptied_at_once_or_after_a_restart() {
         run(async {
             let node = Node::open(disk.mount()).unwrap();
             node.apply(&history(30, 30)).await.unwrap();
+            node.checkpoint().await.unwrap();
             let stage = node.stage(meta.clone(), &sent).await.unwrap();
             if installed {
                 ask(|done| node.store.install(stage, done)).await.unwrap();

@@ -3,18 +3,22 @@
 //! Until the swap nothing of the live state is touched, and entries go on being applied between two chunks. While a
 //! snapshot is checked and installed, its index and the live one are both in memory.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use redb::Durability;
 
 use super::{Durable, StateEngine, closed, past_rows, put_position, transact};
 use crate::error::StorageError;
-use crate::format::snapshot::{SnapshotMeta, encode_meta};
-use crate::format::state::{APPLIED, SNAPSHOT, staged_table};
+use crate::format::snapshot::{Chunk, Part, Row, SnapshotMeta, encode_meta};
+use crate::format::state::{APPLIED, SNAPSHOT, record_id, staged_table};
 use crate::rt::{Mark, mark, mutant};
-use crate::state_machine::State;
+use crate::state_machine::{RowError, State};
+use crate::storage::recent::Recent;
+use crate::storage::records::Packer;
 use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
 use crate::storage::state::{Answer, Installed, StageError};
-use crate::storage::state_rows::TxnRows;
+use crate::storage::state_rows::{TxnRows, disk};
 use crate::storage::view::LiveViews;
 
 impl StateEngine {
@@ -47,10 +51,7 @@ impl StateEngine {
             Ok(None) => return Ok(Ok(stage.next())),
             Err(refused) => return Ok(Err(refused)),
         };
-        transact(self.db.as_ref(), Durability::None, |txn| {
-            let mut rows = TxnRows::new(txn, staged_table);
-            chunk.rows.iter().try_for_each(|row| rows.put(row.part, &row.key, &row.value))
-        })?;
+        transact(self.db.as_ref(), Durability::None, |txn| write_chunk(&mut TxnRows::new(txn, staged_table), &chunk))?;
         self.unsynced.add(0, len);
         Ok(Ok(stage.next()))
     }
@@ -99,6 +100,7 @@ impl StateEngine {
             put_position(txn, SNAPSHOT, &meta)
         })?;
         self.state = state;
+        self.recent = Arc::new(Recent::new(self.state.counters().revision));
         self.answers.clear();
         self.held_back = false;
         // Views of the replaced state have an index of their own, which nothing is swept from any more.
@@ -107,10 +109,21 @@ impl StateEngine {
         self.position = stage.meta;
         self.synced();
         self.shared.publish_snapshot(self.position.clone());
-        self.publish()?;
+        self.refresh()?;
         mark(Mark::SnapshotInstalled);
         Ok(Installed::Replaced)
     }
+}
+
+fn write_chunk(rows: &mut TxnRows<'_>, chunk: &Chunk) -> Result<(), RowError> {
+    let mut packer = Packer::default();
+    for Row { part, key, value } in &chunk.rows {
+        match part {
+            Part::Records => packer.push(rows.records()?, record_id(key).map_err(disk)?, value)?,
+            _ => rows.put(*part, key, value)?,
+        }
+    }
+    packer.finish(rows.records()?)
 }
 
 fn staged(stage: &mut Option<Stage>, id: StageId) -> Result<&mut Stage, SnapshotRefused> {
