@@ -23,6 +23,8 @@ pub(super) struct Garbage {
     records: VecDeque<Unreachable>,
     /// So many of the first are unreachable by now: counted no longer, to be swept.
     below_floor: usize,
+    /// Their logical size.
+    bytes_below_floor: u64,
 }
 
 /// A record that no revision shows any more once the floor reaches `from`. Flat, so that it takes 32 bytes.
@@ -49,6 +51,7 @@ impl Garbage {
     fn pass(&mut self, floor: Revision) -> Option<Unreachable> {
         let next = self.records.get(self.below_floor).filter(|next| next.from <= floor)?;
         self.below_floor += 1;
+        self.bytes_below_floor += u64::from(next.bytes);
         Some(*next)
     }
 
@@ -60,11 +63,11 @@ impl Garbage {
             None => end,
         };
         let count = self.records.partition_point(|record| record.from <= until);
-        let mut ids: Vec<RecordId> = self
-            .records
-            .drain(..count)
-            .map(|Unreachable { revision, ordinal, .. }| RecordId { revision, ordinal })
-            .collect();
+        let mut ids = Vec::with_capacity(count);
+        for Unreachable { revision, ordinal, bytes, .. } in self.records.drain(..count) {
+            self.bytes_below_floor -= u64::from(bytes);
+            ids.push(RecordId { revision, ordinal });
+        }
         self.below_floor =
             self.below_floor.checked_sub(count).expect("nothing is swept before the floor has passed it");
         ids.sort_unstable();
@@ -107,11 +110,18 @@ pub(super) struct Removing {
 
 /// Records that one sweep removes at the least while there is other work to do, and at the most (give or take one slice):
 /// 16 bytes each, meanwhile. With many keys it is [`SWEEP_KEYS_PER_RECORD`] that counts. The more are removed at once, the
-/// fewer pages are rewritten for each.
-const SWEEP_BATCH: usize = 65_536;
+/// fewer blocks are rewritten for each.
+const SWEEP_BATCH: usize = 131_072;
 
 /// So many keys of the index make it one record more, so that going through all of them is not much for each record.
 const SWEEP_KEYS_PER_RECORD: u64 = 4;
+
+/// Logical bytes of unreachable records that are worth a sweep however few there are, unless the reachable ones are
+/// [`SWEEP_BYTES_PER_BYTE`] as many.
+const SWEEP_BYTES: u64 = 64 << 20;
+
+/// So many reachable bytes make it one byte more.
+const SWEEP_BYTES_PER_BYTE: u64 = 4;
 
 impl State {
     /// Moves the floor up, but not beyond what there is.
@@ -163,7 +173,9 @@ impl State {
 
     /// Whether there is so much to sweep up to `up_to` that it should not wait for a quiet time.
     pub(crate) fn should_sweep(&self, up_to: Revision) -> bool {
-        self.unswept(up_to) >= self.sweep_batch() as u64
+        let count = self.unswept(up_to);
+        let bytes_worth_it = SWEEP_BYTES.max(self.bytes / SWEEP_BYTES_PER_BYTE);
+        count >= self.sweep_batch() as u64 || (count > 0 && self.garbage.bytes_below_floor >= bytes_worth_it)
     }
 
     fn unswept(&self, up_to: Revision) -> u64 {

@@ -192,3 +192,24 @@ fn the_vocabulary_in_force_only_rises() {
     m.reopen();
     assert_eq!((m.counters().cluster_version, m.revision()), (3, rev(0)));
 }
+
+#[test]
+fn a_sweep_is_worth_it_for_few_records_if_they_are_large() {
+    let mut m = Machine::new();
+    let large = "x".repeat(1 << 20);
+    let due = |m: &Machine| m.state.should_sweep(rev(u64::MAX));
+    for written in 1..=64 {
+        m.put("k", &large);
+        m.compact(u64::MAX);
+        assert!(!due(&m), "after {written} MiB, one of them reachable");
+    }
+    m.put("k", &large);
+    assert!(!due(&m), "what history keeps is not to be swept");
+    m.compact(u64::MAX);
+    assert!(due(&m));
+    // A state that is loaded finds as much to do; swept, there is nothing left.
+    m.state.save(&mut m.rows).unwrap();
+    assert!(State::load(&m.rows).unwrap().should_sweep(rev(u64::MAX)));
+    m.sweep_all();
+    assert!(!due(&m));
+}
