@@ -76,7 +76,7 @@
 //! caller can do ([`Error`]).
 //!
 //! The node's tasks run on a thread of their own unless [`Builder::runtime`] says otherwise, beside one thread for each of its
-//! two files. Events go to the [`tracing`](https://docs.rs/tracing) subscriber of the host.
+//! two files and one that makes the applied state durable. Events go to the [`tracing`](https://docs.rs/tracing) subscriber of the host.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 // What only tests use is judged where tests are built.

@@ -176,13 +176,11 @@ impl<Op> Mailbox<Op> {
 
     /// Queues `op` and wakes the driver; never blocks. Gives `op` back if the driver has ended.
     pub(crate) fn push(&self, op: Op) -> Result<(), Op> {
-        let mut state = self.inbox.lock();
-        if state.closed {
-            return Err(op);
-        }
-        state.queue.push_back(op);
-        self.inbox.notify(state);
-        Ok(())
+        push(&self.inbox, op)
+    }
+
+    pub(crate) fn knocker(&self) -> Knocker<Op> {
+        Knocker { inbox: self.inbox.clone() }
     }
 
     /// As [`Mailbox::push`], but where the driver's thread sleeps, this thread takes the first step with `op` in its place.
@@ -211,6 +209,34 @@ impl<Op> Mailbox<Op> {
         }
         Ok(())
     }
+}
+
+/// A way in that does not keep the driver going.
+pub(crate) struct Knocker<Op> {
+    inbox: Arc<Inbox<Op>>,
+}
+
+impl<Op> Knocker<Op> {
+    /// As [`Mailbox::push`].
+    pub(crate) fn push(&self, op: Op) -> Result<(), Op> {
+        push(&self.inbox, op)
+    }
+}
+
+impl<Op> Clone for Knocker<Op> {
+    fn clone(&self) -> Self {
+        Knocker { inbox: self.inbox.clone() }
+    }
+}
+
+fn push<Op>(inbox: &Inbox<Op>, op: Op) -> Result<(), Op> {
+    let mut state = inbox.lock();
+    if state.closed {
+        return Err(op);
+    }
+    state.queue.push_back(op);
+    inbox.notify(state);
+    Ok(())
 }
 
 #[cfg(any(test, feature = "internals"))]

@@ -29,19 +29,11 @@ enum Pending {
 
 impl Answers {
     /// Brings the database up to date.
-    pub(crate) fn write(&mut self, rows: &mut TxnRows<'_>) -> Result<(), RowError> {
-        for (key, pending) in std::mem::take(&mut self.pending) {
-            match pending {
-                Pending::New(row) => rows.put(Part::Answer, key.as_slice(), &row)?,
-                Pending::Gone => rows.remove(Part::Answer, key.as_slice())?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Forgets all of it: the database has been replaced by another one.
-    pub(crate) fn clear(&mut self) {
-        self.pending.clear();
+    pub(crate) fn write(&self, rows: &mut TxnRows<'_>) -> Result<(), RowError> {
+        self.pending.iter().try_for_each(|(key, pending)| match pending {
+            Pending::New(row) => rows.put(Part::Answer, key.as_slice(), row),
+            Pending::Gone => rows.remove(Part::Answer, key.as_slice()),
+        })
     }
 
     /// The answer if it was put or, inside, `None` if it was removed; `None` if the database knows better.

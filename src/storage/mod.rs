@@ -8,6 +8,7 @@
 //! through one [`Poison`]: the first error of either file stops both.
 
 mod answers;
+mod committer;
 pub(crate) mod disk;
 #[cfg(any(test, feature = "sim", feature = "internals"))]
 pub(crate) mod fault_disk;

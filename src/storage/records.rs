@@ -90,20 +90,16 @@ impl Packer {
     }
 }
 
-/// Removes each of `ids`, which are in ascending order. What is not there is passed over. Answers the bytes of the blocks
-/// that had to be written anew.
-pub(crate) fn remove(table: &mut BytesTable<'_>, mut ids: &[RecordId]) -> Result<u64, RowError> {
-    let mut bytes = 0;
+/// Removes each of `ids`, which are in ascending order. What is not there is passed over.
+pub(crate) fn remove(table: &mut BytesTable<'_>, mut ids: &[RecordId]) -> Result<(), RowError> {
     while let Some(id) = ids.first() {
         let block = stored(table.range::<&[u8]>(..=record_key(*id).as_slice()).map_err(disk)?.next_back())?;
         match block {
-            Some(block) if block.get()?.find(*id).map_err(disk)?.is_some() => {
-                ids = rewrite(table, block, ids, &mut bytes)?
-            }
+            Some(block) if block.get()?.find(*id).map_err(disk)?.is_some() => ids = rewrite(table, block, ids)?,
             _ => ids = &ids[1..],
         }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Writes `block` anew without those of `ids`, and with it the blocks behind it that hold any of them, or fit in. Answers
@@ -112,13 +108,11 @@ fn rewrite<'a>(
     table: &mut BytesTable<'_>,
     block: StoredBlock,
     mut ids: &'a [RecordId],
-    bytes: &mut u64,
 ) -> Result<&'a [RecordId], RowError> {
     let mut packer = Packer::default();
     let mut next = Some(block);
     while let Some(block) = next {
         table.remove(block.key.as_slice()).map_err(disk)?;
-        *bytes += block.bytes.len() as u64;
         // Found before anything is written: what is written has a key within this block, or one before it.
         let behind = record_key(block.last()?);
         next = stored(table.range::<&[u8]>(behind.as_slice()..).map_err(disk)?.next())?;

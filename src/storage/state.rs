@@ -77,6 +77,7 @@ impl StateStore {
     /// # Errors
     /// The system's, when it gives no thread.
     pub(crate) fn start(&self, engine: StateEngine, how: Drive) -> io::Result<Driver> {
+        engine.start_committer(how.clone())?;
         let driver = drive_from(&self.mailbox, "quorate-state", how, engine)?;
         // An engine begins when something arrives: what an earlier run left behind is tidied up without waiting for that.
         self.tick(Duration::ZERO);
@@ -219,16 +220,45 @@ impl Shared {
 
 /// What the engine is asked to do.
 pub(crate) enum Op {
-    Apply { entries: Vec<LogEntry>, done: Answer<Vec<Applied>> },
-    Checkpoint { done: Answer<()> },
-    Tick { now: Duration },
-    Build { done: Answer<Arc<View>> },
-    Whole { done: Answer<Arc<View>> },
-    StageBegin { meta: SnapshotMeta, done: Answer<StageId> },
-    StageChunk { stage: StageId, index: u64, bytes: Bytes, done: Answer<u64, StageError> },
-    StageFinish { stage: StageId, done: Answer<(), StageError> },
-    Install { stage: StageId, done: Answer<Installed, StageError> },
-    Close { done: Answer<()> },
+    Apply {
+        entries: Vec<LogEntry>,
+        done: Answer<Vec<Applied>>,
+    },
+    Checkpoint {
+        done: Answer<()>,
+    },
+    Tick {
+        now: Duration,
+    },
+    Build {
+        done: Answer<Arc<View>>,
+    },
+    Whole {
+        done: Answer<Arc<View>>,
+    },
+    StageBegin {
+        meta: SnapshotMeta,
+        done: Answer<StageId>,
+    },
+    StageChunk {
+        stage: StageId,
+        index: u64,
+        bytes: Bytes,
+        done: Answer<u64, StageError>,
+    },
+    StageFinish {
+        stage: StageId,
+        done: Answer<(), StageError>,
+    },
+    Install {
+        stage: StageId,
+        done: Answer<Installed, StageError>,
+    },
+    Close {
+        done: Answer<()>,
+    },
+    /// A commit that was under way has ended.
+    Landed,
 }
 
 impl Op {
@@ -236,7 +266,7 @@ impl Op {
         match self {
             Op::Apply { done, .. } => done(Err(error)),
             Op::Checkpoint { done } | Op::Close { done } => done(Err(error)),
-            Op::Tick { .. } => {}
+            Op::Tick { .. } | Op::Landed => {}
             Op::Build { done } | Op::Whole { done } => done(Err(error)),
             Op::StageBegin { done, .. } => done(Err(error)),
             Op::StageChunk { done, .. } => done(Err(error.into())),

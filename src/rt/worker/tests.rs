@@ -120,6 +120,20 @@ async fn an_operation_that_is_never_taken_is_dropped_before_the_end_is_told() {
 }
 
 #[tokio::test]
+async fn a_knock_arrives_as_any_operation_but_does_not_keep_the_driver_going() {
+    for how in HOWS {
+        let (mailbox, driver, seen) = start(how, Vec::new());
+        let knocker = mailbox.knocker();
+        knocker.push(3).unwrap();
+        drop(mailbox);
+        driver.join().await;
+        assert_eq!(knocker.push(4), Err(4));
+        let steps = seen.iter().collect::<Vec<_>>().concat();
+        assert!(["[1, 2, 3]dropped", "[1, 2][3]dropped"].contains(&&steps[..]), "{steps}");
+    }
+}
+
+#[tokio::test]
 async fn an_engine_that_waits_for_a_watermark_is_not_called_before_it_is_reached_or_closed() {
     for (how, close) in HOWS.into_iter().flat_map(|how| [(how.clone(), false), (how, true)]) {
         let mark = Watermark::new();

@@ -42,7 +42,7 @@ impl Records {
     }
 
     fn remove(&mut self, ids: &[RecordId]) {
-        self.write(|table| remove(table, ids).map(drop));
+        self.write(|table| remove(table, ids));
         ids.iter().for_each(|id| drop(self.expected.remove(id)));
     }
 

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redb::Durability;
 
-use super::{Durable, StateEngine, closed, past_rows, put_position, transact};
+use super::{Exclusive, StateEngine, past_rows};
 use crate::error::StorageError;
 use crate::format::snapshot::{Chunk, Part, Row, SnapshotMeta, encode_meta};
 use crate::format::state::{APPLIED, SNAPSHOT, record_id, staged_table};
 use crate::rt::{Mark, mark, mutant};
 use crate::state_machine::{RowError, State};
+use crate::storage::answers::Answers;
+use crate::storage::committer::{closed, put_position, transact};
 use crate::storage::recent::Recent;
 use crate::storage::records::Packer;
 use crate::storage::snapshot::{SnapshotRefused, Stage, StageId};
@@ -24,7 +26,7 @@ use crate::storage::view::LiveViews;
 impl StateEngine {
     pub(super) fn stage_begin(&mut self, meta: SnapshotMeta) -> Result<StageId, StorageError> {
         let leftovers = &mut self.leftovers;
-        transact(self.db.as_ref(), Durability::None, |txn| {
+        transact(self.db.as_deref(), Durability::None, |txn| {
             leftovers.retire_staged(txn)?;
             TxnRows::create(txn, staged_table)
         })?;
@@ -51,14 +53,16 @@ impl StateEngine {
             Ok(None) => return Ok(Ok(stage.next())),
             Err(refused) => return Ok(Err(refused)),
         };
-        transact(self.db.as_ref(), Durability::None, |txn| write_chunk(&mut TxnRows::new(txn, staged_table), &chunk))?;
+        transact(self.db.as_deref(), Durability::None, |txn| {
+            write_chunk(&mut TxnRows::new(txn, staged_table), &chunk)
+        })?;
         self.unsynced.add(0, len);
         Ok(Ok(stage.next()))
     }
 
     /// Checks the snapshot as a whole and loads it, so that nothing is left that could refuse it when it is installed.
     pub(super) fn stage_finish(&mut self, id: StageId) -> Result<Result<(), SnapshotRefused>, StorageError> {
-        let db = self.db.as_ref();
+        let db = self.db.as_deref();
         let stage = match staged(&mut self.stage, id) {
             Ok(stage) => stage,
             Err(refused) => return Ok(Err(refused)),
@@ -84,7 +88,7 @@ impl StateEngine {
                     self.leftovers.abandon_staged();
                     done(Ok(Installed::Older { applied }));
                 }
-                _ => self.schedule(Durable::Install(Box::new(stage), done)),
+                _ => self.schedule(Exclusive::Install(Box::new(stage), done)),
             },
         }
     }
@@ -94,14 +98,15 @@ impl StateEngine {
         let state = stage.loaded.take().expect("only a loaded stage is installed");
         let leftovers = &mut self.leftovers;
         let meta = encode_meta(&stage.meta);
-        transact(self.db.as_ref(), Durability::Immediate, |txn| {
+        transact(self.db.as_deref(), Durability::Immediate, |txn| {
             leftovers.swap_in_staged(txn)?;
             put_position(txn, APPLIED, &meta)?;
             put_position(txn, SNAPSHOT, &meta)
         })?;
         self.state = state;
         self.recent = Arc::new(Recent::new(self.state.counters().revision));
-        self.answers.clear();
+        self.answers = Answers::default();
+        self.removed.clear();
         self.held_back = false;
         // Views of the replaced state have an index of their own, which nothing is swept from any more.
         self.views = LiveViews::default();

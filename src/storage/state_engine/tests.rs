@@ -13,12 +13,17 @@ use super::super::support::{
     stamped,
 };
 use super::super::view::VIEW_AGE_MAX;
+use super::tidy::SWEEP_RECORDS;
 use super::*;
-use crate::command::{Command, RecordId, Stamp};
+use crate::command::{Command, Stamp};
 use crate::format::rows::{META_KEY, decode_answer_key, decode_meta};
 use crate::rt::worker::Drive;
 use crate::state_machine::{ReadError, RowSpace, RowsRead, RowsScan};
-use crate::types::ClientId;
+use crate::storage::committer::transact;
+use crate::storage::records::{self, Packer};
+use crate::storage::state_rows::TxnRows;
+use crate::types::{ClientId, Revision};
+use redb::Durability;
 
 /// Holds the log's engine before each step until it is let through.
 fn held() -> (Arc<Semaphore>, Drive) {
@@ -31,17 +36,23 @@ fn held() -> (Arc<Semaphore>, Drive) {
     (gate, Drive::Delayed(Arc::new(wait)))
 }
 
-/// Steps an engine by hand.
+/// Steps an engine by hand, and behind each step the commit that it began.
 struct Stepped {
     parts: Parts,
     queue: VecDeque<Op>,
+    committer: Committer,
+    commits: VecDeque<Commit>,
     answers: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Stepped {
     fn new() -> Self {
-        let parts = Parts::open(Arc::new(MemDisk::new())).unwrap();
-        Stepped { parts, queue: VecDeque::new(), answers: Arc::default() }
+        Stepped::of(Parts::open(Arc::new(MemDisk::new())).unwrap())
+    }
+
+    fn of(parts: Parts) -> Self {
+        let (queue, committer, commits) = Default::default();
+        Stepped { parts, queue, committer, commits, answers: Arc::default() }
     }
 
     fn push(&mut self, entries: Vec<LogEntry>) {
@@ -60,7 +71,20 @@ impl Stepped {
     }
 
     fn step(&mut self) -> Step {
-        self.parts.engine.step(&mut self.queue)
+        let step = self.parts.engine.step(&mut self.queue);
+        // It ends whenever it ends: what it leads to is for the next step.
+        if self.commit() { Step::Again } else { step }
+    }
+
+    /// Lets the commit under way end; whether there was one.
+    fn commit(&mut self) -> bool {
+        self.parts.engine.commits.take(&mut self.commits);
+        !self.commits.is_empty() && matches!(self.committer.step(&mut self.commits), Step::Idle)
+    }
+
+    fn checkpoint(&mut self) {
+        self.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
+        self.finish();
     }
 
     /// Steps until there is nothing to do; answers how often.
@@ -321,8 +345,7 @@ fn an_answer_is_on_disk_only_if_a_durable_commit_finds_it_unforgotten() {
     stepped.push(vec![write(3, 3, 2)]);
     stepped.finish();
     assert_eq!(rows(&stepped), [] as [u64; 0], "written before anything wants them");
-    stepped.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
-    stepped.finish();
+    stepped.checkpoint();
     assert_eq!(rows(&stepped), [2, 3]);
     // One that is on disk is remembered, forgotten and removed like any other.
     stepped.push(vec![write(4, 2, 2), write(5, 4, 3)]);
@@ -330,8 +353,7 @@ fn an_answer_is_on_disk_only_if_a_durable_commit_finds_it_unforgotten() {
     let applied = stepped.parts.store.view().revision;
     assert_eq!(applied, Revision::new(4), "the double of number 2 was decided again");
     assert_eq!(rows(&stepped), [2, 3]);
-    stepped.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
-    stepped.finish();
+    stepped.checkpoint();
     assert_eq!(rows(&stepped), [3, 4]);
     let again = State::load(&past_rows(stepped.parts.engine.db.as_ref().unwrap(), live_table).unwrap()).unwrap();
     assert_eq!(again.counters(), stepped.parts.engine.state.counters(), "what is durable is not the whole state");
@@ -356,13 +378,11 @@ fn counters_and_position_are_on_disk_with_a_durable_commit_and_before_a_snapshot
     stepped.push(vec![LogEntry { log_id: at(1, 2), payload: Payload::Blank }]);
     stepped.finish();
     assert_eq!(on_disk(&stepped), (Some(0), Some(1)));
-    stepped.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
-    stepped.finish();
+    stepped.checkpoint();
     assert_eq!(on_disk(&stepped), (Some(2), Some(2)), "what is durable is not the whole state");
     // An entry that changes nothing moves the position all the same.
     stepped.push(vec![LogEntry { log_id: at(1, 3), payload: Payload::Blank }]);
-    stepped.queue.push_back(Op::Checkpoint { done: Box::new(|done| done.unwrap()) });
-    stepped.finish();
+    stepped.checkpoint();
     assert_eq!(on_disk(&stepped), (Some(3), Some(2)));
 }
 
@@ -465,7 +485,7 @@ fn a_panic_while_applying_stops_the_node_as_an_error_does() {
     stepped.finish();
     let engine = &mut stepped.parts.engine;
     let failed = engine.guarded::<()>("apply", |engine| {
-        let _ = transact(engine.db.as_ref(), Durability::None, |_| -> Result<(), RowError> { panic!("a bug") });
+        let _ = transact(engine.db.as_deref(), Durability::None, |_| -> Result<(), RowError> { panic!("a bug") });
         Ok(())
     });
     assert!(failed.as_ref().is_err_and(|error| error.reason == "a bug"), "{failed:?}");
@@ -484,28 +504,98 @@ fn a_batch_waits_for_one_slice_of_a_sweep_and_not_for_all_of_it() {
     let garbage = 3 * SWEEP_RECORDS as u64;
     stepped.push((0..=garbage).map(|i| entry(1, i, put("k", "v"))).collect());
     stepped.push(vec![entry(1, garbage + 1, compact(garbage + 1))]);
-    while stepped.answered() != Some(garbage + 1) {
-        stepped.step();
-    }
+    stepped.checkpoint();
+    let found = |stepped: &Stepped| stepped.parts.engine.removed.len();
     stepped.quiet();
     let mut next = garbage + 2;
-    let before = stepped.records();
-    while stepped.records() > 1 + (next - garbage - 2) as usize {
+    while found(&stepped) < garbage as usize {
         stepped.push(vec![entry(1, next, put(&next.to_string(), "v"))]);
-        let before = stepped.records();
+        let before = found(&stepped);
         while stepped.answered() != Some(next) {
             stepped.step();
         }
-        // One slice, and what the batch itself has added.
-        let removed = before + 1 - stepped.records();
-        assert!(removed <= SWEEP_RECORDS, "a batch waited for the removal of {removed} records");
+        let found = found(&stepped) - before;
+        assert!(found <= SWEEP_RECORDS, "a batch waited for a sweep of {found} records");
         next += 1;
         assert!(next < garbage + 30, "the sweep does not end");
     }
-    assert!(before > 2 * SWEEP_RECORDS, "only {before} records were left to be swept in slices");
-    assert!(next > garbage + 3, "it took one slice");
+    assert!(next > garbage + 4, "it took one slice");
+    stepped.checkpoint();
+    assert_eq!(stepped.records() as u64, 1 + next - (garbage + 2), "what was found was not removed");
     let kept = stepped.parts.store.view().get(b"k").unwrap().unwrap();
     assert_eq!(kept.version, garbage + 1);
+}
+
+/// The commit under way is one of the first entries; those that come meanwhile change, delete and read what it holds.
+#[test]
+fn entries_that_come_while_a_commit_is_under_way_find_all_that_is_in_it() {
+    let entries = history(60, 30);
+    let model = replay(&entries);
+    for end in [3, 10, 20, 33, 45, 59] {
+        let mut stepped = Stepped::new();
+        for step in 1..=3 {
+            let (from, to) = (end * (step - 1) / 3, end * step / 3);
+            entries[from..to].iter().for_each(|entry| stepped.push(vec![entry.clone()]));
+            while stepped.answered() != Some(to as u64 - 1) {
+                stepped.parts.engine.step(&mut stepped.queue);
+            }
+            let view = stepped.parts.store.view();
+            assert_eq!(view.counters, model[to - 1].counters, "after {to} of {end}");
+            let shown = view.range(&everything(), 100, false).unwrap().0;
+            assert_eq!(shown.len() as u64, view.counters.keys);
+            let leases = view.leases().unwrap();
+            assert_eq!(leases, stepped.parts.engine.state.leases(), "after {to} of {end}");
+            let (changes, _) = view.changes(view.floor.next()..=view.revision, 1000).unwrap();
+            assert_eq!(changes.last().map(|change| change.id.revision), (!changes.is_empty()).then_some(view.revision));
+            assert!(changes.is_sorted_by(|one, other| one.id < other.id), "{changes:?}");
+            // The first commit ends only now, and the next one begins.
+            stepped.commit();
+            stepped.parts.engine.land();
+            stepped.parts.engine.launch(None);
+            assert!(stepped.parts.engine.flight.is_some());
+            assert_eq!(view.range(&everything(), 100, false).unwrap().0, shown, "the view has changed");
+        }
+        stepped.finish();
+        let whole = stepped.parts.engine.whole().unwrap();
+        assert_eq!(moment(&whole).unwrap(), model[end - 1], "{end}");
+    }
+}
+
+#[test]
+fn no_batch_is_taken_while_twice_as_much_as_one_commit_takes_has_not_been_begun() {
+    let mut stepped = Stepped::new();
+    let half = CHECKPOINT_ENTRIES / 2;
+    let blanks =
+        |from: u64| (from..from + half).map(|i| LogEntry { log_id: at(1, i), payload: Payload::Blank }).collect();
+    for batch in 0..8 {
+        stepped.push(blanks(batch * half));
+    }
+    // Nobody makes the commit that the second batch begins.
+    let waits = (0..100).any(|_| matches!(stepped.parts.engine.step(&mut stepped.queue), Step::After(..)));
+    assert!(waits, "all was taken");
+    assert_eq!(stepped.answered(), Some(6 * half - 1));
+    assert_eq!(stepped.parts.store.durable_applied(), None);
+    stepped.finish();
+    assert_eq!(stepped.answered(), Some(8 * half - 1));
+    assert_eq!(stepped.parts.store.durable_applied(), Some(at(1, 8 * half - 1)));
+}
+
+#[test]
+fn a_commit_that_nobody_makes_any_more_stops_the_node_and_is_told_to_whoever_waits() {
+    let mut stepped = Stepped::new();
+    stepped.push(vec![entry(1, 0, put("k", "1"))]);
+    stepped.finish();
+    let answer = Arc::new(Mutex::new(None));
+    let told = answer.clone();
+    stepped.parts.engine.launch(Some(Box::new(move |done| *told.lock().unwrap() = Some(done))));
+    let mut commits = VecDeque::new();
+    stepped.parts.engine.commits.take(&mut commits);
+    assert_eq!(commits.len(), 1);
+    drop(commits);
+    stepped.finish();
+    let answer = answer.lock().unwrap().take();
+    assert!(matches!(&answer, Some(Err(error)) if error.reason.contains("given up")), "{answer:?}");
+    assert!(stepped.parts.poison.error().is_some());
 }
 
 #[test]
@@ -566,7 +656,7 @@ fn a_sweep_goes_on_after_a_restart() {
     });
     run(async {
         let parts = Parts::open(Arc::new(disk.clone())).unwrap();
-        let mut stepped = Stepped { parts, queue: VecDeque::new(), answers: Arc::default() };
+        let mut stepped = Stepped::of(parts);
         assert_eq!(stepped.records(), 50, "there was nothing left to sweep");
         stepped.quiet();
         stepped.finish();
@@ -656,7 +746,7 @@ fn a_record_that_has_rotted_is_neither_shown_nor_sent_and_stops_the_node() {
         stepped.finish();
         look(&stepped.parts.engine.whole().unwrap()).unwrap();
         let engine = &mut stepped.parts.engine;
-        transact(engine.db.as_ref(), Durability::None, |txn| {
+        transact(engine.db.as_deref(), Durability::None, |txn| {
             let id = RecordId { revision: Revision::new(1), ordinal: 0 };
             let mut rows = TxnRows::new(txn, live_table);
             let table = rows.records()?;
