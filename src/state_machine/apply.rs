@@ -11,7 +11,7 @@ use super::index::Version;
 use super::state::version_of;
 use super::{RowError, Rows, State};
 use crate::command::{
-    Change, ChangeKind, Command, Effects, Few, LeaseChange, Proposal, RecordId, Refusal, Response, Stamp,
+    Change, ChangeKind, Command, Effects, Few, LeaseChange, Op, Proposal, RecordId, Refusal, Response, Stamp,
 };
 use crate::format::record::{Record, encode_record_into};
 use crate::rt::{self, mutant};
@@ -67,6 +67,19 @@ pub(super) struct Step {
 }
 
 impl State {
+    /// Gets ready for applying these proposals, which takes less for many than for each. Changes nothing.
+    pub(crate) fn foresee<'a>(&self, proposals: impl Iterator<Item = &'a Proposal>) {
+        let transactions = proposals.filter_map(|proposal| match &proposal.command {
+            Command::Txn(txn) => Some(txn),
+            _ => None,
+        });
+        let puts = transactions.flat_map(|txn| txn.then.iter()).filter_map(|op| match op {
+            Op::Put { key, .. } => Some(key.as_ref()),
+            _ => None,
+        });
+        self.index.touch(puts);
+    }
+
     /// Applies the entry at `at`. Every command has an answer in every state.
     ///
     /// # Errors

@@ -214,6 +214,11 @@ impl KeyIndex {
         live.try_for_each(|(key, history)| each(key.as_slice(), history.newest()))
     }
 
+    /// Gets ready for writing `keys`, which need not be there. Changes nothing.
+    pub(super) fn touch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
+        self.read().keys.touch(keys);
+    }
+
     /// Adds the versions that one entry wrote. Each is newer than what its key has.
     pub(super) fn insert<'a>(&self, versions: impl IntoIterator<Item = (&'a [u8], Version)>) {
         let mut inner = self.write();

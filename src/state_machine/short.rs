@@ -23,6 +23,13 @@ pub(crate) enum ShortBytes {
 }
 
 impl ShortBytes {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            ShortBytes::Inline { len, .. } => usize::from(*len),
+            ShortBytes::Long(bytes) => bytes.len(),
+        }
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             ShortBytes::Inline { len, bytes } => &bytes[..usize::from(*len)],

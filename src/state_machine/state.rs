@@ -107,6 +107,10 @@ impl State {
         Ok(())
     }
 
+    pub(crate) fn revision(&self) -> Revision {
+        self.meta.revision
+    }
+
     pub(crate) fn counters(&self) -> Counters {
         let counters_hash = row_hash(RowSpace::Meta, rows::META_KEY, &rows::encode_meta(&self.meta));
         Counters {

@@ -21,8 +21,8 @@ pub(crate) struct Answers {
 
 #[derive(Debug)]
 enum Pending {
-    /// To be written; the database has no row of this key.
-    New(Vec<u8>),
+    /// To be written; the database has no row of this key. In line as a rule: freeing what was allocated long ago is dear.
+    New(ShortBytes),
     /// To be removed from the database.
     Gone,
 }
@@ -31,7 +31,7 @@ impl Answers {
     /// Brings the database up to date.
     pub(crate) fn write(&self, rows: &mut TxnRows<'_>) -> Result<(), RowError> {
         self.pending.iter().try_for_each(|(key, pending)| match pending {
-            Pending::New(row) => rows.put(Part::Answer, key.as_slice(), row),
+            Pending::New(row) => rows.put(Part::Answer, key.as_slice(), row.as_slice()),
             Pending::Gone => rows.remove(Part::Answer, key.as_slice()),
         })
     }
@@ -39,13 +39,13 @@ impl Answers {
     /// The answer if it was put or, inside, `None` if it was removed; `None` if the database knows better.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
         self.pending.get(key).map(|pending| match pending {
-            Pending::New(row) => Some(Bytes::copy_from_slice(row)),
+            Pending::New(row) => Some(Bytes::copy_from_slice(row.as_slice())),
             Pending::Gone => None,
         })
     }
 
-    pub(crate) fn put(&mut self, key: &[u8], row: Vec<u8>) {
-        let replaced = self.pending.insert(key.into(), Pending::New(row));
+    pub(crate) fn put(&mut self, key: &[u8], row: &[u8]) {
+        let replaced = self.pending.insert(key.into(), Pending::New(row.into()));
         assert!(replaced.is_none(), "an answer is written once: {key:?}");
     }
 

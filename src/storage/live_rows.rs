@@ -85,7 +85,7 @@ impl Rows for LiveRows<'_> {
 
     fn put_row(&mut self, space: RowSpace, key: &[u8], value: Cow<'_, [u8]>) -> Result<(), RowError> {
         match space {
-            RowSpace::Answer => self.answers.put(key, value.into_owned()),
+            RowSpace::Answer => self.answers.put(key, &value),
             _ => self.batch.put_row(space, key, Some(Bytes::from(value.into_owned()))),
         }
         Ok(())

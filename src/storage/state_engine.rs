@@ -171,7 +171,7 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
     let state = State::load(&*past)?;
     let leftovers = Leftovers::find(&db)?;
     let alarm = Alarm::new(poison.clone());
-    let revision = state.counters().revision;
+    let revision = state.revision();
     let recent = Arc::new(Recent::new(revision));
     let rows = MomentRows::new(past.clone(), None, recent.clone(), revision);
     let view = Arc::new(View::new(rows, true, &state, position.clone(), alarm.clone()));
@@ -304,6 +304,10 @@ impl StateEngine {
         let mut rows = LiveRows::new(&self.past, leaving, &self.recent, &mut self.answers, room);
         let mut position = self.position.clone();
         let (state, mut applied) = (&mut self.state, Vec::with_capacity(entries.len()));
+        state.foresee(entries.iter().filter_map(|entry| match &entry.content {
+            Content::Proposal(proposal) => Some(proposal),
+            Content::Blank | Content::Membership(_) => None,
+        }));
         for entry in &entries {
             advance(&mut position, entry).map_err(not_applied)?;
             let (response, effects) = match &entry.content {
@@ -331,7 +335,7 @@ impl StateEngine {
     fn publish(&mut self) {
         let leaving = self.flight.as_ref().map(|flight| flight.leaving.recent.clone());
         let whole = leaving.is_none() && !self.held_back;
-        let revision = self.state.counters().revision;
+        let revision = self.state.revision();
         let rows = MomentRows::new(self.past.clone(), leaving, self.recent.clone(), revision);
         let view = Arc::new(View::new(rows, whole, &self.state, self.position.clone(), self.alarm.clone()));
         self.views.published(&view);

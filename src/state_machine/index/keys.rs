@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
+use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::ops::Bound;
 
@@ -149,6 +150,15 @@ impl Keys {
         if let Some(place) = self.find(key) {
             self.prune(place.at(), up_to);
         }
+    }
+
+    /// Brings what [`Keys::get`] and [`Keys::insert`] need of each key into the processor's cache. Each of them waits for memory
+    /// twice; here all wait together, since no lookup needs another one's outcome.
+    pub(super) fn touch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
+        let count = self.buckets.len();
+        let places: Vec<Place> = keys.filter_map(|key| *self.buckets.get(bucket(xxh3_64(key), count))?).collect();
+        let read = places.iter().map(|place| &self.keys[place.at()]);
+        black_box(read.map(|key| key.name.len() as u64 + key.newest.revision).fold(0, u64::wrapping_add));
     }
 
     fn history(&self, place: Place) -> History<'_> {
@@ -304,6 +314,8 @@ mod tests {
         let mut keys = Keys::default();
         assert!(keys.get(b"none").is_none());
         let names: Vec<String> = (0..20 * BUCKETS_MIN).map(|n| format!("key/{n}")).collect();
+        let touch = |keys: &Keys| keys.touch(names.iter().map(String::as_bytes).chain([&b"none"[..]]));
+        touch(&keys);
         names.iter().for_each(|name| keys.insert(name.as_bytes(), live(1)));
         assert!(names.iter().all(|name| keys.get(name.as_bytes()).is_some()));
         let place = |name: &String, keys: &Keys| keys.find(name.as_bytes()).expect("it is there");
@@ -313,6 +325,7 @@ mod tests {
         let found = |name: &String| keys.get(name.as_bytes()).is_some();
         assert_eq!(names.iter().filter(|name| found(name)).count(), names.len() / 2);
         assert!(found(&names[1]) && !found(&names[2]));
+        touch(&keys);
     }
 
     #[test]

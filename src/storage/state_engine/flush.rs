@@ -97,7 +97,7 @@ impl StateEngine {
         let mut rows = LiveRows::new(&self.past, None, &self.recent, &mut self.answers, 0);
         self.state.save(&mut rows).map_err(not_applied)?;
         self.recent.add(rows.batch);
-        let next = Arc::new(Recent::new(self.state.counters().revision));
+        let next = Arc::new(Recent::new(self.state.revision()));
         let recent = mem::replace(&mut self.recent, next);
         let answers = Arc::new(mem::take(&mut self.answers));
         self.held_back = false;

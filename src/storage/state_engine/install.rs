@@ -104,7 +104,7 @@ impl StateEngine {
             put_position(txn, SNAPSHOT, &meta)
         })?;
         self.state = state;
-        self.recent = Arc::new(Recent::new(self.state.counters().revision));
+        self.recent = Arc::new(Recent::new(self.state.revision()));
         self.answers = Answers::default();
         self.removed.clear();
         self.held_back = false;
