@@ -4,7 +4,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `records` | the id of the first: revision, 8 bytes big-endian; ordinal, 4 bytes big-endian | [`format::block`](crate::format::block) of [`format::record`](crate::format::record)s |
+//! | `records` | the first one's revision, 8 bytes big-endian; its ordinal, 4 | [`format::block`](crate::format::block) |
 //! | `meta` `lease` `client` `answer` | as the state machine likes | as the state machine likes |
 //! | `local` | as the state machine likes | what it keeps for this node alone |
 //! | `position` | [`APPLIED`] or [`SNAPSHOT`] | [`SnapshotMeta`](crate::format::snapshot::SnapshotMeta) |

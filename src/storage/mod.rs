@@ -1,8 +1,9 @@
 //! The files of one node: a log, a redb database, and who they belong to.
 //!
 //! `log.wal` is what a node has promised (votes, entries); `state.redb` is what it has applied. Each has an engine of its
-//! own: the log is one small write and one sync at a time, and nothing else may hold it up. This floor is the only one
-//! that names redb. It is synchronous, and knows no clock: [`rt::worker`](crate::rt::worker) drives it.
+//! own: the log is one small write and one sync at a time, and nothing else may hold it up. The state has a second one, which
+//! makes durable what the first has applied. This floor is the only one that names redb. It is synchronous, and knows no clock:
+//! [`rt::worker`](crate::rt::worker) drives it.
 //!
 //! [`open`] answers for the identity of what it opens; everything after that is the engines' business. All writing goes
 //! through one [`Poison`]: the first error of either file stops both.

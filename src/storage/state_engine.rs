@@ -53,7 +53,8 @@ use crate::types::{LogEntry, LogId, Membership, Payload, StoredMembership};
 /// tidying up removes counts as well.
 pub(crate) const CHECKPOINT_ENTRIES: u64 = 8192;
 
-/// As [`CHECKPOINT_ENTRIES`], for the bytes of entries, of the records they write, and of arriving snapshots.
+/// As [`CHECKPOINT_ENTRIES`], for the bytes of entries, of the records they write, of blocks that lose some, and of arriving
+/// snapshots.
 pub(crate) const CHECKPOINT_BYTES: u64 = 8 << 20;
 
 /// What a record takes beside its entry's bytes, about.

@@ -4,13 +4,18 @@
 use redb::Durability;
 
 use super::{StateEngine, not_applied};
+use crate::command::RecordId;
 use crate::error::StorageError;
+use crate::format::block::BLOCK_BYTES_MAX;
 use crate::storage::committer::transact;
 use crate::storage::live_rows::LiveRows;
 use crate::types::Revision;
 
 /// Records that one slice of a sweep finds at most.
 pub(super) const SWEEP_RECORDS: usize = 1024;
+
+/// Records of a block, if they are of some hundred bytes.
+const BLOCK_RECORDS: u64 = 32;
 
 impl StateEngine {
     pub(super) fn has_to_tidy(&self) -> bool {
@@ -58,7 +63,7 @@ impl StateEngine {
         let LiveRows { batch, removed, .. } = rows;
         self.recent.add(batch);
         self.held_back = true;
-        self.unsynced.add(removed.len() as u64, 0);
+        self.unsynced.add(0, rewritten(&removed));
         self.removed.extend(removed);
         Ok(())
     }
@@ -68,5 +73,30 @@ impl StateEngine {
         let removed = transact(self.db.as_deref(), Durability::None, |txn| leftovers.remove_slice(txn))?;
         self.unsynced.add(removed as u64, 0);
         if self.leftovers.is_empty() { self.refresh() } else { Ok(()) }
+    }
+}
+
+/// Bytes of the blocks that are written anew without these records, about: what stands close together shares them.
+fn rewritten(removed: &[RecordId]) -> u64 {
+    let (Some(first), Some(last)) = (removed.first(), removed.last()) else { return 0 };
+    let revisions = last.revision.get() - first.revision.get();
+    let blocks = (removed.len() as u64).min(1 + revisions / BLOCK_RECORDS);
+    blocks * BLOCK_BYTES_MAX as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sweep_costs_is_counted_by_the_blocks_that_it_goes_through() {
+        let every = |step: u64| -> Vec<RecordId> {
+            (0..SWEEP_RECORDS as u64).map(|n| RecordId { revision: Revision::new(n * step), ordinal: 0 }).collect()
+        };
+        let blocks = |removed: &[RecordId]| rewritten(removed) / BLOCK_BYTES_MAX as u64;
+        assert_eq!(blocks(&[]), 0);
+        assert_eq!(blocks(&every(1)[..1]), 1);
+        assert_eq!(blocks(&every(2)), SWEEP_RECORDS as u64 * 2 / BLOCK_RECORDS);
+        assert_eq!(blocks(&every(1000)), SWEEP_RECORDS as u64);
     }
 }
