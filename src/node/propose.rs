@@ -78,17 +78,26 @@ impl Funnel {
 }
 
 impl Node {
-    /// Carries out a mutation once, trying until `deadline`.
-    pub(crate) async fn mutate(self: &Arc<Self>, command: Command, timeout: Duration) -> Result<Response, Error> {
+    /// Carries out a mutation once, trying until the timeout.
+    pub(crate) fn mutate(
+        self: &Arc<Self>,
+        command: Command,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Response, Error>> + Send + use<> {
+        // Not an async function: that would have room for the command, and for the proposal of it twice, in every write.
+        let (node, mut proposal) = (self.clone(), self.proposal(None, command));
+        async move { node.carry_out(&mut proposal, timeout).await }
+    }
+
+    async fn carry_out(self: &Arc<Self>, proposal: &mut Proposal, timeout: Duration) -> Result<Response, Error> {
         let started = Instant::now();
         let deadline = started + timeout;
         let mut claim = self.claim(started, deadline).await?;
-        let mut proposal = self.proposal(None, command);
         let mut obstacle = Obstacle::Timeout;
         loop {
             let stamp = claim.stamp();
             proposal.stamp = Some(stamp);
-            match self.attempt_until(encode_proposal(&proposal), deadline).await {
+            match self.attempt_until(encode_proposal(proposal), deadline).await {
                 Attempt::Decided(Response::Refused(Refusal::UnknownClient)) => {
                     // The record is gone, and with it what it knew of this number. Even to the first attempt this is no proof
                     // that nothing was carried out: it may answer a double of the frame, and the record have ended in

@@ -44,12 +44,15 @@ where
 ///
 /// The future may be left in any state by that, but it is dropped at once, and what it shares with others lies behind
 /// locks of theirs.
-pub(super) async fn caught<F: Future>(name: &'static str, future: F) -> Result<F::Output, TaskFailed> {
-    AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
-        let message = panic_message(&*panic);
-        tracing::error!(task = name, panic = message, "a task panicked");
-        scope::panicked(name, &message);
-        TaskFailed::Panicked { name, message }
+pub(super) fn caught<F: Future>(name: &'static str, future: F) -> impl Future<Output = Result<F::Output, TaskFailed>> {
+    // Not an async function: that would have room for the future twice, and move it when it is first polled.
+    AssertUnwindSafe(future).catch_unwind().map(move |outcome| {
+        outcome.map_err(|panic| {
+            let message = panic_message(&*panic);
+            tracing::error!(task = name, panic = message, "a task panicked");
+            scope::panicked(name, &message);
+            TaskFailed::Panicked { name, message }
+        })
     })
 }
 
