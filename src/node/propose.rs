@@ -85,7 +85,8 @@ impl Node {
         timeout: Duration,
     ) -> impl Future<Output = Result<Response, Error>> + Send + use<> {
         // Not an async function: that would have room for the command, and for the proposal of it twice, in every write.
-        let (node, mut proposal) = (self.clone(), self.proposal(None, command));
+        let node = self.clone();
+        let mut proposal = Proposal { origin: node.identity.node, wall_ms: 0, stamp: None, command };
         async move { node.carry_out(&mut proposal, timeout).await }
     }
 
@@ -93,6 +94,8 @@ impl Node {
         let started = Instant::now();
         let deadline = started + timeout;
         let mut claim = self.claim(started, deadline).await?;
+        // Here, not where the proposal was made: that may have been in another process's scope, under another clock.
+        proposal.wall_ms = rt::wall_ms();
         let mut obstacle = Obstacle::Timeout;
         loop {
             let stamp = claim.stamp();

@@ -2,8 +2,9 @@
 //!
 //! A view joins the rows of one moment (the database's, and before them those that are not written there yet) with the
 //! shared index of keys, which does not stand still: the index is asked for the newest revision at or below the view's, so
-//! what later batches add to it cannot be seen. What sweeps take out of it can be missed, so a sweep spares whatever a live view can still reach, for
-//! as long as the view is young enough. A view past that age may find that its revision is compacted.
+//! what later batches add to it cannot be seen. What sweeps take out of it can be missed, so a sweep spares whatever a live
+//! view can still reach, for as long as the view is young enough. A view past that age may find that its revision is
+//! compacted.
 
 use std::fmt;
 use std::ops::RangeInclusive;
