@@ -485,7 +485,7 @@ impl Cluster {
     /// Proposes one transaction, once, and returns its answer.
     pub(crate) async fn write(&self, txn: Txn, timeout: Duration) -> Result<TxnResponse, Error> {
         self.check_space(&txn)?;
-        let answer = self.on_node(move |node| node.mutate(Command::Txn(txn), timeout)).await?;
+        let answer = self.node().mutate(Command::Txn(txn), timeout).await?;
         match answer {
             Response::Txn(answer) => Ok(answer),
             Response::Refused(Refusal::LeaseNotFound { lease }) => Err(Error::LeaseNotFound { lease }),

@@ -8,7 +8,7 @@ use super::support::{Group, Mischief, eventually};
 use crate::api::cluster::Outcome;
 use crate::rt::{self, Instant};
 use crate::storage::fault_disk::PowerLoss;
-use crate::{Cas, Error, Obstacle, Raw, Ticket, put, when};
+use crate::{Cas, Cluster, Error, Obstacle, Raw, Ticket, put, when};
 
 async fn indeterminate(group: &Group, n: usize, key: &str) -> Ticket {
     match group.node(n).set(key, &1).timeout(Duration::from_secs(1)).await {
@@ -139,6 +139,63 @@ async fn a_dropped_write_is_carried_out_all_the_same() {
     let write = group.node(follower).set("k", &1).into_future();
     assert!(futures::FutureExt::now_or_never(write).is_none());
     eventually("the write", || group.node(follower).status().revision.get() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_that_were_dropped_leave_none_of_their_numbers_behind() {
+    let group = Group::started(3, 1).await;
+    let follower = group.follower().await;
+    let node = group.node(follower);
+    node.set("warm", &0).await.expect("written");
+    let records = |node: &Cluster| node.node().state().view().leases().expect("readable").len();
+    assert_eq!(records(node), 1);
+    // More than may be unanswered: numbers that were given up would have made another record necessary.
+    for round in 1..=50 {
+        for i in 0..100 {
+            let write = node.set(format!("k{i}"), &round).into_future();
+            assert!(futures::FutureExt::now_or_never(write).is_none());
+        }
+        eventually("all are written", || node.status().revision.get() == 1 + 100 * round).await;
+    }
+    node.set("warm", &1).await.expect("written");
+    assert_eq!(records(node), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_end_each_at_its_own_deadline_be_they_under_way_or_still_in_the_line() {
+    let group = Group::started(3, 1).await;
+    let leader = group.leader().await;
+    let node = group.node(leader);
+    node.set("warm", &0).await.expect("written");
+    group.network.isolate(group.peers[leader].name.clone());
+    let write = |key: &str, after_ms: u64, timeout_ms: u64| {
+        let (key, timeout) = (key.to_owned(), Duration::from_millis(timeout_ms));
+        async move {
+            rt::sleep(Duration::from_millis(after_ms)).await;
+            let started = Instant::now();
+            let outcome = node.set(key, &1).timeout(timeout).await;
+            let late = started.elapsed().saturating_sub(timeout);
+            assert!(started.elapsed() >= timeout && late <= Duration::from_millis(2), "{:?}", started.elapsed());
+            outcome
+        }
+    };
+    let first = join_all([write("a", 0, 120), write("b", 0, 60), write("c", 0, 90)]);
+    let behind = join_all([write("d", 10, 80), write("e", 10, 30), write("f", 20, 50)]);
+    let all = rt::timeout(Duration::from_secs(10), futures::future::join(first, behind)).await;
+    let (first, behind) = all.expect("every write ends");
+    for outcome in first {
+        assert!(matches!(outcome, Err(Error::Indeterminate { .. })), "it may be in the log: {outcome:?}");
+    }
+    for outcome in behind {
+        let why = "it was never proposed";
+        assert!(matches!(outcome, Err(Error::NotApplied { why: Obstacle::Timeout, .. })), "{why}: {outcome:?}");
+    }
+    group.network.heal();
+    group.converged().await;
+    for never in ["d", "e", "f"] {
+        assert_eq!(node.get::<i32>(never).await, Ok(None));
+    }
+    node.set("a", &2).await.expect("written");
 }
 
 #[tokio::test(start_paused = true)]

@@ -196,12 +196,15 @@ impl Node {
     /// Makes sure that the record in use, if there is one, is not about to end: one that was not renewed when it was time is
     /// renewed now, or forgotten if it is gone. One attempt at a time; the others wait for it.
     pub(super) async fn check_client(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<(), Error> {
-        let overdue = self.settings.client_ttl / 2;
-        if self.clients.not_renewed_for(overdue).is_none() {
-            return Ok(());
+        match self.client_is_overdue() {
+            true => self.renew_overdue(started, deadline).await,
+            false => Ok(()),
         }
-        // Seldom and large: on the heap it is no part of every write.
-        Box::pin(self.renew_overdue(started, deadline)).await
+    }
+
+    /// Whether the record in use was not renewed when it was time.
+    pub(super) fn client_is_overdue(&self) -> bool {
+        self.clients.not_renewed_for(self.settings.client_ttl / 2).is_some()
     }
 
     async fn renew_overdue(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<(), Error> {

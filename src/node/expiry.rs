@@ -236,9 +236,7 @@ impl Node {
     async fn expire(&self, due: Vec<LeaseId>, leader: LeaderId) {
         let proposals = due
             .iter()
-            .map(|lease| {
-                encode_proposal(&self.proposal(None, Command::LeaseExpire { lease: *lease, issued_by: leader }))
-            })
+            .map(|lease| encode_proposal(&self.proposal(Command::LeaseExpire { lease: *lease, issued_by: leader })))
             .collect();
         self.raft()
             .propose(proposals, |at, outcome| {

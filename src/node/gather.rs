@@ -4,109 +4,111 @@
 //! each pays for two rounds. So a batch waits, for as long as waking a thread takes, for those whose answers have just been
 //! given.
 
-use bytes::Bytes;
-use futures::StreamExt;
-use futures::channel::{mpsc, oneshot};
-
-use super::propose::Attempt;
+use super::batch::{Batch, Proposed};
 use crate::rt;
+use crate::types::NodeId;
 
-/// Most proposals of one batch or frame.
-const BATCH_MAX: usize = 1024;
-/// Most bytes of one batch or frame, one oversized proposal excepted.
-const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How often a batch that waits for callers lets others run, in a row, before it goes without them: about as long as
 /// waking a thread takes.
 const GATHER_YIELDS_MAX: usize = 64;
 /// As [`GATHER_YIELDS_MAX`], in all: callers who come one by one, and would not stop coming, are not waited for.
 const GATHER_YIELDS_TOTAL: usize = 256;
 
-/// One encoded proposal waiting for the funnel.
-pub(super) struct Submission {
-    pub(super) bytes: Bytes,
-    pub(super) answer: oneshot::Sender<Attempt>,
+/// Where proposals come from.
+pub(super) trait Source {
+    /// One that is there.
+    fn take(&mut self) -> Option<Proposed>;
+
+    /// The next one; `None` once there will be none any more.
+    async fn wait(&mut self) -> Option<Proposed>;
 }
 
 /// What is known of who will come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gather {
-    /// Submissions of the batch before.
-    last: usize,
+    origin: NodeId,
+    /// Proposals of the batch before, and their bytes.
+    last: (usize, usize),
     /// It went without all it had waited for: they do not all come back.
     short: bool,
 }
 
 impl Gather {
-    /// At least one submission, and whatever else is there, up to the limits.
-    pub(super) async fn next_batch(
-        &mut self,
-        queue: &mut mpsc::UnboundedReceiver<Submission>,
-    ) -> Option<Vec<Submission>> {
-        let mut batch = Batch::default();
-        while batch.has_room() && batch.take(queue.try_recv().ok()) {}
-        let waited = if self.short { 0 } else { batch.submissions.len() };
-        let expected = self.last + waited;
-        if batch.submissions.is_empty() {
-            batch.take(Some(queue.next().await?));
+    pub(super) fn new(origin: NodeId) -> Self {
+        Gather { origin, last: (0, 0), short: false }
+    }
+
+    /// At least one proposal, and whatever else is there, up to the limits.
+    pub(super) async fn next_batch(&mut self, source: &mut impl Source) -> Option<Batch> {
+        let (last, bytes) = self.last;
+        let mut batch = Batch::new(self.origin, last, bytes);
+        while batch.has_room()
+            && let Some(proposed) = source.take()
+        {
+            batch.push(proposed);
+        }
+        let expected = last + if self.short { 0 } else { batch.len() };
+        if batch.is_empty() {
+            batch.push(source.wait().await?);
         }
         // Callers on this thread that are ready to run get to add theirs, whatever is expected.
         rt::yield_now().await;
         let (mut yields, mut total) = (0, 0);
         while batch.has_room() {
-            if batch.take(queue.try_recv().ok()) {
+            if let Some(proposed) = source.take() {
+                batch.push(proposed);
                 yields = 0;
-            } else if batch.submissions.len() < expected && yields < GATHER_YIELDS_MAX && total < GATHER_YIELDS_TOTAL {
+            } else if batch.len() < expected && yields < GATHER_YIELDS_MAX && total < GATHER_YIELDS_TOTAL {
                 (yields, total) = (yields + 1, total + 1);
                 rt::yield_now().await;
             } else {
                 break;
             }
         }
-        let submissions = batch.submissions;
-        *self = Gather { last: submissions.len(), short: submissions.len() < expected };
-        Some(submissions)
-    }
-}
-
-#[derive(Default)]
-struct Batch {
-    submissions: Vec<Submission>,
-    bytes: usize,
-}
-
-impl Batch {
-    fn has_room(&self) -> bool {
-        self.submissions.len() < BATCH_MAX && self.bytes < BATCH_BYTES_MAX
-    }
-
-    /// Whether there was one to take.
-    fn take(&mut self, next: Option<Submission>) -> bool {
-        let Some(next) = next else { return false };
-        self.bytes += next.bytes.len();
-        self.submissions.push(next);
-        true
+        (self.last, self.short) = ((batch.len(), batch.bytes()), batch.len() < expected);
+        Some(batch)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use futures::StreamExt;
+    use futures::channel::{mpsc, oneshot};
+
+    use super::super::batch::{BATCH_BYTES_MAX, BATCH_MAX};
     use super::*;
 
-    fn send(queue: &mpsc::UnboundedSender<Submission>, count: usize) {
-        for _ in 0..count {
-            let (answer, _) = oneshot::channel();
-            queue
-                .unbounded_send(Submission { bytes: Bytes::from_static(b"write"), answer })
-                .expect("somebody takes it");
+    impl Source for mpsc::UnboundedReceiver<Proposed> {
+        fn take(&mut self) -> Option<Proposed> {
+            self.try_recv().ok()
+        }
+
+        async fn wait(&mut self) -> Option<Proposed> {
+            self.next().await
         }
     }
 
-    async fn batch(gather: &mut Gather, queue: &mut mpsc::UnboundedReceiver<Submission>) -> usize {
+    fn gather() -> Gather {
+        Gather::new(NodeId::new(1))
+    }
+
+    fn send_one(queue: &mpsc::UnboundedSender<Proposed>, bytes: usize) {
+        let (answer, _) = oneshot::channel();
+        let proposal = Bytes::from(vec![7; bytes]);
+        queue.unbounded_send(Proposed::Attempt { proposal, answer }).expect("somebody takes it");
+    }
+
+    fn send(queue: &mpsc::UnboundedSender<Proposed>, count: usize) {
+        (0..count).for_each(|_| send_one(queue, 5));
+    }
+
+    async fn batch(gather: &mut Gather, queue: &mut mpsc::UnboundedReceiver<Proposed>) -> usize {
         gather.next_batch(queue).await.expect("something was sent").len()
     }
 
     /// Lets others run, and then sends.
-    async fn send_later(queue: mpsc::UnboundedSender<Submission>, yields: usize, count: usize) {
+    async fn send_later(queue: mpsc::UnboundedSender<Proposed>, yields: usize, count: usize) {
         for _ in 0..yields {
             rt::yield_now().await;
         }
@@ -116,7 +118,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_who_were_answered_go_with_those_who_waited() {
         let (submissions, mut queue) = mpsc::unbounded();
-        let mut gather = Gather::default();
+        let mut gather = gather();
         send(&submissions, 3);
         assert_eq!(batch(&mut gather, &mut queue).await, 3);
         // Two others have come meanwhile; the three come back one after the other.
@@ -134,7 +136,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_who_do_not_come_back_are_waited_for_once_and_not_for_long() {
         let (submissions, mut queue) = mpsc::unbounded();
-        let mut gather = Gather::default();
+        let mut gather = gather();
         for count in [5, 2] {
             send(&submissions, count);
             assert_eq!(batch(&mut gather, &mut queue).await, count);
@@ -148,7 +150,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_trickle_of_callers_holds_nobody_up() {
         let (submissions, mut queue) = mpsc::unbounded();
-        let mut gather = Gather { last: 1000, short: false };
+        let mut gather = Gather { last: (1000, 0), ..gather() };
         let trickle = async move {
             for _ in 0..900 {
                 send_later(submissions.clone(), GATHER_YIELDS_MAX / 2, 1).await;
@@ -162,7 +164,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_caller_waits_for_nobody() {
         let (submissions, mut queue) = mpsc::unbounded();
-        let mut gather = Gather::default();
+        let mut gather = gather();
         for _ in 0..3 {
             for yields in [1, 20] {
                 rt::spawn("caller", send_later(submissions.clone(), yields, 1)).detach();
@@ -175,13 +177,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_batch_ends_at_its_limits() {
         let (submissions, mut queue) = mpsc::unbounded();
-        let mut gather = Gather::default();
+        let mut gather = gather();
         send(&submissions, BATCH_MAX + 1);
         assert_eq!(batch(&mut gather, &mut queue).await, BATCH_MAX);
         assert_eq!(batch(&mut gather, &mut queue).await, 1);
         for _ in 0..3 {
-            let (answer, _) = oneshot::channel();
-            submissions.unbounded_send(Submission { bytes: vec![0; BATCH_BYTES_MAX / 2].into(), answer }).unwrap();
+            send_one(&submissions, BATCH_BYTES_MAX / 2);
         }
         assert_eq!(batch(&mut gather, &mut queue).await, 2);
     }

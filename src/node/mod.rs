@@ -3,23 +3,26 @@
 //! A [`Node`] owns the tasks of one member. Everything above it (the public handle, the recipes) asks it to carry out
 //! commands and to hand out views of the applied state; everything below it is driven from here.
 
+mod batch;
 mod client;
 mod expiry;
 mod formation;
+mod funnel;
 mod gather;
 mod inbound;
 mod open;
 mod propose;
 mod read;
 mod supervise;
+mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use self::client::Clients;
 use self::expiry::Leases;
+use self::funnel::Funnel;
 pub(crate) use self::open::{Opening, Place};
-use self::propose::Funnel;
 use self::read::Rounds;
 use crate::config::Settings;
 use crate::error::{Error, FormationError, StartError};

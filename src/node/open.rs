@@ -9,7 +9,7 @@ use futures::channel::oneshot;
 use super::client::Clients;
 use super::expiry::Leases;
 use super::formation::Settled;
-use super::propose::{Funnel, run_funnel};
+use super::funnel::{Funnel, Submissions, run_funnel};
 use super::read::Rounds;
 use super::{Formation, Node, NodeStatus, Phase, inbound};
 use crate::config::{Runtime, Settings};
@@ -249,11 +249,7 @@ pub(super) fn observer(node: Arc<OnceLock<Weak<Node>>>) -> Observer {
 }
 
 impl Node {
-    fn start_tasks(
-        self: &Arc<Self>,
-        formation: Formation,
-        queue: futures::channel::mpsc::UnboundedReceiver<super::gather::Submission>,
-    ) {
+    fn start_tasks(self: &Arc<Self>, formation: Formation, queue: Submissions) {
         let spawn = |name, task: futures::future::BoxFuture<'static, ()>| self.keep(self.runtime.spawn(name, task));
         spawn("funnel", Box::pin(run_funnel(self.clone(), queue)));
         spawn("supervise", Box::pin(self.clone().supervise()));

@@ -36,7 +36,7 @@ pub(crate) mod watermark;
 pub(crate) mod worker;
 
 pub use clock::WallTime;
-pub(crate) use clock::{Instant, boot_now, sleep, timeout, timeout_at, wall_ms, wall_time};
+pub(crate) use clock::{Instant, boot_now, sleep, sleep_until, timeout, timeout_at, wall_ms, wall_time};
 pub(crate) use consensus::Rt;
 pub(crate) use marks::{Mark, mark};
 pub(crate) use mutant::{hash_order, mutant};

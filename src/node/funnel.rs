@@ -1,0 +1,210 @@
+//! Where proposals of all callers meet, so that a burst becomes one batch for the log or one frame for the leader.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::channel::{mpsc, oneshot};
+use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
+
+use super::Node;
+use super::batch::Proposed;
+use super::gather::{Gather, Source};
+use super::write::{Answer, Attempt, Unclaimed};
+use crate::error::Obstacle;
+use crate::rt::{self, Instant};
+
+/// Batches of this node's callers under way at a time in its own log; while one is, the next one fills. One batch of
+/// all who wait costs less than two of a half each, and takes no longer.
+const BATCHES_HERE_MAX: usize = 1;
+/// As [`BATCHES_HERE_MAX`], on their way to another leader, which takes longer by the way there and back.
+const BATCHES_AWAY_MAX: usize = 2;
+
+/// What is handed to the funnel.
+pub(super) enum Submission {
+    /// A write. Its command, encoded, is numbered and stamped when it is let in.
+    Write { command: Bytes, timeout: Duration, answer: Answer },
+    /// A proposal, encoded. Whoever sent it sees to all else.
+    Attempt { proposal: Bytes, answer: oneshot::Sender<Attempt> },
+}
+
+/// Entrance of the funnel.
+pub(super) struct Funnel {
+    submissions: mpsc::UnboundedSender<Submission>,
+}
+
+pub(super) type Submissions = mpsc::UnboundedReceiver<Submission>;
+
+impl Funnel {
+    /// The queue needs no limit of its own: it is emptied whenever the node's thread comes by, and those let in are counted. A
+    /// client has at most [`crate::state_machine::ANSWERS_MAX`] writes under way.
+    pub(super) fn new() -> (Self, Submissions) {
+        let (submissions, queue) = mpsc::unbounded();
+        (Funnel { submissions }, queue)
+    }
+
+    /// Whether there is somebody to take it. If not, whoever waits for the answer learns it by that.
+    pub(super) fn submit(&self, submission: Submission) -> bool {
+        self.submissions.unbounded_send(submission).is_ok()
+    }
+}
+
+/// Drains the funnel for as long as the node lives.
+pub(super) async fn run_funnel(node: Arc<Node>, queue: Submissions) {
+    let here = Arc::new(Semaphore::new(BATCHES_HERE_MAX));
+    let away = Arc::new(Semaphore::new(BATCHES_AWAY_MAX));
+    let mut gather = Gather::new(node.id());
+    let mut line = Line::new(node.clone(), queue);
+    loop {
+        // The slot first, then the batch: what comes while all slots are taken goes with the next one.
+        let slots = if node.status.borrow().leads { &here } else { &away };
+        let Some(slot) = line.until(slots.clone().acquire_owned()).await else { return };
+        let slot = slot.expect("the semaphore is never closed");
+        let Some(batch) = gather.next_batch(&mut line).await else { return };
+        let status = node.status.borrow();
+        match status.leader {
+            _ if !node.accepts() => batch.refuse(node.clone(), || Attempt::Stopped(node.stop_reason())),
+            Some(_) if status.leads => {
+                let node = node.clone();
+                let proposed = async move {
+                    node.propose_here(batch).await;
+                    drop(slot);
+                };
+                rt::spawn("propose", proposed).detach();
+            }
+            Some(leader) => {
+                let node = node.clone();
+                let forwarded = async move {
+                    node.forward(leader.node, batch).await;
+                    drop(slot);
+                };
+                rt::spawn("forward", forwarded).detach();
+            }
+            None => batch.refuse(node.clone(), || Attempt::NotSent(Obstacle::NoLeader)),
+        }
+    }
+}
+
+/// Those who were let in and are in no batch yet, in the order in which they came.
+struct Line {
+    node: Arc<Node>,
+    queue: Submissions,
+    waiting: VecDeque<Proposed>,
+    /// No deadline of those who wait is earlier.
+    earliest: Option<Instant>,
+    /// Goes off at the given moment, which may be long before the next deadline.
+    alarm: Option<(Instant, BoxFuture<'static, ()>)>,
+}
+
+impl Line {
+    fn new(node: Arc<Node>, queue: Submissions) -> Self {
+        Line { node, queue, waiting: VecDeque::new(), earliest: None, alarm: None }
+    }
+
+    /// Lets in who comes, and sends away whose time is up, until `ready`; `None` once nobody can come any more.
+    async fn until<T>(&mut self, ready: impl Future<Output = T>) -> Option<T> {
+        let mut ready = pin!(ready);
+        std::future::poll_fn(|cx| {
+            while let Poll::Ready(next) = self.queue.poll_next_unpin(cx) {
+                let Some(submission) = next else { return Poll::Ready(None) };
+                self.let_in(submission);
+            }
+            // First, so that nobody whose time is up gets into a batch.
+            self.look_at_the_time(cx);
+            ready.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// This one, and all who have come behind it.
+    fn let_in(&mut self, submission: Submission) {
+        let door = Door::new(&self.node);
+        let mut next = Some(submission);
+        while let Some(submission) = next {
+            if let Some(proposed) = door.admit(&self.node, submission) {
+                self.earliest = self.earliest.into_iter().chain(proposed.deadline()).min();
+                self.waiting.push_back(proposed);
+            }
+            next = self.queue.try_recv().ok();
+        }
+    }
+
+    fn look_at_the_time(&mut self, cx: &mut Context<'_>) {
+        while let Some(earliest) = self.earliest {
+            let (_, timer) = match &mut self.alarm {
+                Some(alarm) if alarm.0 <= earliest => alarm,
+                alarm => alarm.insert((earliest, Box::pin(rt::sleep_until(earliest)))),
+            };
+            if timer.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            self.alarm = None;
+            self.send_away(Instant::now());
+        }
+    }
+
+    /// Nothing was sent of those whose deadline has passed.
+    fn send_away(&mut self, now: Instant) {
+        let late = |proposed: &Proposed| proposed.deadline().is_some_and(|deadline| deadline <= now);
+        let (late, waiting): (VecDeque<_>, _) = std::mem::take(&mut self.waiting).into_iter().partition(late);
+        self.waiting = waiting;
+        self.earliest = self.waiting.iter().filter_map(Proposed::deadline).min();
+        for proposed in late {
+            proposed.tell(&self.node, Attempt::NotSent(Obstacle::Timeout));
+        }
+    }
+}
+
+impl Source for Line {
+    fn take(&mut self) -> Option<Proposed> {
+        if self.waiting.is_empty()
+            && let Ok(submission) = self.queue.try_recv()
+        {
+            self.let_in(submission);
+        }
+        self.waiting.pop_front()
+    }
+
+    async fn wait(&mut self) -> Option<Proposed> {
+        loop {
+            if let Some(proposed) = self.take() {
+                return Some(proposed);
+            }
+            let submission = self.queue.next().await?;
+            self.let_in(submission);
+        }
+    }
+}
+
+/// What is the same for all who come at one moment.
+struct Door {
+    open: bool,
+    /// There may be numbers to be had.
+    numbered: bool,
+}
+
+impl Door {
+    fn new(node: &Node) -> Self {
+        Door { open: node.accepts(), numbered: !node.client_is_overdue() }
+    }
+
+    /// What is to go with a batch. Anybody else is answered, or seen to by a task.
+    fn admit(&self, node: &Arc<Node>, submission: Submission) -> Option<Proposed> {
+        let asked = match submission {
+            Submission::Attempt { proposal, answer } => return Some(Proposed::Attempt { proposal, answer }),
+            Submission::Write { command, timeout, answer } => Unclaimed::new(command, timeout, answer),
+        };
+        let claim = if self.open && self.numbered { node.clients.claim() } else { Ok(None) };
+        match claim {
+            Ok(Some(claim)) => return Some(Proposed::Write(asked.claimed(claim))),
+            Ok(None) => rt::spawn("write", node.clone().claim_and_write(asked)).detach(),
+            Err(error) => asked.end(Err(error)),
+        }
+        None
+    }
+}
