@@ -112,8 +112,9 @@ impl StateAlone {
     /// As when a node is opened.
     pub fn open(directory: &Path) -> Result<Self, StartError> {
         let disk = Arc::new(DirDisk::open(directory.to_owned())?);
-        let Opened { log, log_engine, state_db, poison, .. } = storage::open(disk, "bench", || (NodeId::new(1), 1))?;
-        let (state, state_engine) = state_engine::open(state_db, log.clone(), poison, directory)?;
+        let Opened { identity, log, log_engine, state_db, poison } =
+            storage::open(disk, "bench", || (NodeId::new(1), 1))?;
+        let (state, state_engine) = state_engine::open(state_db, identity.node, log.clone(), poison, directory)?;
         let io = |source| StartError::Io { path: directory.to_owned(), source };
         let log_driver = log.start(log_engine, Drive::Thread).map_err(io)?;
         let state_driver = state.start(state_engine, Drive::Thread).map_err(io)?;

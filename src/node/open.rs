@@ -149,7 +149,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
     let mint = || (NodeId::new(rt::random_u64().max(1)), rt::random_u64());
     let Opened { identity, log, mut log_engine, state_db, poison } = storage::open(disk, &name, mint)?;
     let how = || drive(&settings);
-    let (state, state_engine) = state_engine::open(state_db, log.clone(), poison.clone(), &path)?;
+    let (state, state_engine) = state_engine::open(state_db, identity.node, log.clone(), poison.clone(), &path)?;
     // A purge never passes what is durable in the state: a state that ends before it is from another time.
     if let Some(purged) = log.bounds().0
         && state.applied().last_applied.map(|applied| applied.index) < Some(purged.index)

@@ -22,9 +22,9 @@ impl StoreBuilder<Config, LogStore, StateMachine, (Driver, Driver)> for Engines 
         let disk = Arc::new(MemDisk::new());
         let path = std::path::Path::new("(memory)");
         let opened = storage::open(disk, "node", || (NodeId::new(1), 1)).expect("a new disk opens");
-        let Opened { log, log_engine, state_db, poison, .. } = opened;
+        let Opened { identity, log, log_engine, state_db, poison } = opened;
         let (state, state_engine) =
-            state_engine::open(state_db, log.clone(), poison, path).expect("an empty state opens");
+            state_engine::open(state_db, identity.node, log.clone(), poison, path).expect("an empty state opens");
         let drivers = (
             log.start(log_engine, (self.how)()).expect("starts"),
             state.start(state_engine, (self.how)()).expect("starts"),

@@ -44,10 +44,11 @@ use crate::storage::snapshot::Stage;
 use crate::storage::state::{Answer, Applied, FILE, Installed, Op, Shared, StageError, StateStore};
 use crate::storage::state_rows::{Naming, PastRows, disk, read_position, undamaged};
 use crate::storage::view::{Alarm, LiveViews, View};
-use crate::types::{LogEntry, LogId, Membership, Payload, StoredMembership};
+use crate::types::{LogEntry, LogId, Membership, NodeId, Payload, StoredMembership};
 
-/// A durable commit is begun behind the batch that brings the entries since the last one to this many. At twice as many no
-/// batch is taken until the one before has ended.
+/// A durable commit is begun behind the batch that brings the entries since the last one to this many, or before, when it is
+/// this member's turn: members of one cluster take turns, so that only one of them has a commit under way as a rule, and a
+/// quorum none. At twice as many no batch is taken until the one before has ended.
 ///
 /// Together with [`CHECKPOINT_BYTES`] it bounds what is replayed after a crash, and what is kept in memory meanwhile. What
 /// tidying up removes counts as well.
@@ -63,6 +64,7 @@ const RECORD_ROOM_BYTES: usize = 48;
 pub(crate) struct StateEngine {
     /// `None` once closed. Shared with the commit under way, if there is one.
     db: Option<Arc<Database>>,
+    me: NodeId,
     log: Log,
     commits: Mailbox<Commit>,
     /// For those who have news.
@@ -97,8 +99,10 @@ pub(crate) struct StateEngine {
 }
 
 /// What the last durable commit, or the one under way, does not cover.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Unsynced {
+    /// The entry behind the last one that is covered.
+    from: u64,
     /// Batches, and commits that were not durable.
     commits: u64,
     entries: u64,
@@ -106,6 +110,10 @@ struct Unsynced {
 }
 
 impl Unsynced {
+    fn behind(covered: Option<LogId>) -> Self {
+        Unsynced { from: covered.map_or(0, |last| last.index + 1), commits: 0, entries: 0, bytes: 0 }
+    }
+
     fn add(&mut self, entries: u64, bytes: u64) {
         self.commits += 1;
         self.entries += entries;
@@ -154,18 +162,19 @@ impl Exclusive {
 /// [`StartError::Io`] if the disk fails, [`StartError::Corrupted`] if a row is not what this release writes.
 pub(crate) fn open(
     db: Database,
+    me: NodeId,
     log: Log,
     poison: Poison,
     path: &Path,
 ) -> Result<(StateStore, StateEngine), StartError> {
-    undamaged(|| load(db, log, poison.clone())).map_err(|error| match poison.error() {
+    undamaged(|| load(db, me, log, poison.clone())).map_err(|error| match poison.error() {
         // The disk's own words, where there are any.
         Some(error) => StartError::Io { path: path.to_owned(), source: error.into() },
         None => StartError::Corrupted { path: path.to_owned(), what: error.to_string() },
     })
 }
 
-fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngine), RowError> {
+fn load(db: Database, me: NodeId, log: Log, poison: Poison) -> Result<(StateStore, StateEngine), RowError> {
     let past = Arc::new(past_rows(&db, live_table)?);
     let position = read_position(&past, APPLIED)?.unwrap_or_default();
     let snapshot = read_position(&past, SNAPSHOT)?;
@@ -184,6 +193,8 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
     let store = StateStore::new(mailbox, shared.clone());
     let engine = StateEngine {
         db: Some(Arc::new(db)),
+        unsynced: Unsynced::behind(position.last_applied),
+        me,
         log,
         commits: Mailbox::new(),
         knocker,
@@ -198,7 +209,6 @@ fn load(db: Database, log: Log, poison: Poison) -> Result<(StateStore, StateEngi
         removed: Vec::new(),
         position,
         held_back: false,
-        unsynced: Unsynced::default(),
         due: None,
         has_put_off: false,
         views,
@@ -278,17 +288,6 @@ impl StateEngine {
             Op::Landed => {}
         }
         self.commit_if_due();
-    }
-
-    fn commit_if_due(&mut self) {
-        if self.due.is_some() || !self.unsynced.is_too_much() || self.poison.error().is_some() {
-            return;
-        }
-        if self.flight.is_none() {
-            self.launch(None);
-        } else if self.unsynced.is_times_too_much(2) {
-            self.schedule(Exclusive::Checkpoint(None));
-        }
     }
 
     /// Applies a batch and publishes what it led to.

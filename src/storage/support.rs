@@ -138,8 +138,9 @@ impl Parts {
     pub(crate) fn open(disk: Arc<dyn Disk>) -> Result<Parts, StartError> {
         let path = disk.path().join(File::State.name());
         let opened = super::open_sized(disk, "a", SMALL_SEGMENT_BYTES, || (NodeId::new(1), 1))?;
-        let (store, engine) = state_engine::open(opened.state_db, opened.log.clone(), opened.poison.clone(), &path)?;
-        Ok(Parts { log: opened.log, log_engine: opened.log_engine, store, engine, poison: opened.poison })
+        let super::Opened { identity, log, log_engine, state_db, poison } = opened;
+        let (store, engine) = state_engine::open(state_db, identity.node, log.clone(), poison.clone(), &path)?;
+        Ok(Parts { log, log_engine, store, engine, poison })
     }
 }
 

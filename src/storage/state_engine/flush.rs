@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use redb::{Durability, WriteTransaction};
 
-use super::{Exclusive, StateEngine, not_applied, past_rows};
+use super::{CHECKPOINT_ENTRIES, Exclusive, StateEngine, Unsynced, not_applied, past_rows};
 use crate::error::StorageError;
 use crate::format::snapshot::encode_meta;
 use crate::format::state::{SNAPSHOT, live_table};
@@ -16,7 +16,7 @@ use crate::storage::live_rows::{Leaving, LiveRows};
 use crate::storage::recent::Recent;
 use crate::storage::state::{Answer, FILE};
 use crate::storage::view::View;
-use crate::types::LogId;
+use crate::types::{LogId, Membership, NodeId};
 
 /// A commit that is made beside this thread.
 pub(super) struct Flight {
@@ -48,6 +48,26 @@ impl StateEngine {
         self.unsynced.commits > 0 || self.held_back || !self.removed.is_empty()
     }
 
+    pub(super) fn commit_if_due(&mut self) {
+        let due = self.unsynced.is_too_much() || self.has_its_turn();
+        if self.due.is_some() || !due || self.poison.error().is_some() {
+            return;
+        }
+        if self.flight.is_none() {
+            self.launch(None);
+        } else if self.unsynced.is_times_too_much(2) {
+            self.schedule(Exclusive::Checkpoint(None));
+        }
+    }
+
+    /// Whether an entry behind the last commit's is one at which this member begins another.
+    fn has_its_turn(&self) -> bool {
+        let turn = turn(self.me, &self.position.membership.membership);
+        let turns_before = |index: u64| (index + CHECKPOINT_ENTRIES - turn) / CHECKPOINT_ENTRIES;
+        let end = self.position.last_applied.map_or(0, |last| last.index + 1);
+        self.unsynced.commits > 0 && turns_before(end) > turns_before(self.unsynced.from)
+    }
+
     /// Has everything taken so far made durable. Only one commit is under way at a time.
     pub(super) fn launch(&mut self, done: Option<Answer<()>>) {
         debug_assert!(self.flight.is_none(), "two commits under way");
@@ -63,7 +83,7 @@ impl StateEngine {
             let commit = Commit::new(db, lacking, log, engine.poison.clone(), teller);
             // A committer that has ended drops it, and so tells.
             drop(engine.commits.push(commit));
-            engine.unsynced = Default::default();
+            engine.unsynced = Unsynced::behind(engine.position.last_applied);
             Ok((leaving, landing))
         });
         match launched {
@@ -155,7 +175,7 @@ impl StateEngine {
 
     /// The position is durable, and not said to be before it is.
     pub(super) fn synced(&mut self) {
-        self.unsynced = Default::default();
+        self.unsynced = Unsynced::behind(self.position.last_applied);
         self.shared.publish_durable(self.position.last_applied);
     }
 
@@ -166,6 +186,13 @@ impl StateEngine {
         self.publish();
         Ok(())
     }
+}
+
+/// At which of [`CHECKPOINT_ENTRIES`] entries a member begins its commits: voters share them out by the order of their ids.
+fn turn(me: NodeId, membership: &Membership) -> u64 {
+    let Some(voters) = membership.configs.last() else { return 0 };
+    let place = voters.iter().position(|voter| *voter == me).unwrap_or(0);
+    CHECKPOINT_ENTRIES * place as u64 / voters.len().max(1) as u64
 }
 
 impl Exclusive {

@@ -324,6 +324,28 @@ fn an_engine_that_is_let_go_makes_nothing_durable_by_itself() {
     });
 }
 
+/// A commit that is only planned has cleared the count of what is not durable.
+#[test]
+fn an_engine_that_is_let_go_before_its_commit_has_begun_makes_nothing_durable_by_itself() {
+    let disk = FaultDisk::new(1);
+    let entries = history(10, 10);
+    run(async {
+        let (_gate, log_drive) = held();
+        let node = Node::open_with(disk.mount(), log_drive).unwrap();
+        let _unsynced = ask::<(), StorageError>(|done| node.log.append(entries.clone(), done));
+        node.apply(&entries).await.unwrap();
+        // In the database from here on, though not durably.
+        drop(node.whole().await);
+        let _waits_for_the_log = ask::<(), StorageError>(|done| node.store.checkpoint(done));
+        settle().await;
+    });
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        assert_eq!(node.store.applied().last_applied, None);
+        assert!(!node.repaired);
+    });
+}
+
 #[test]
 fn an_answer_is_on_disk_only_if_a_durable_commit_finds_it_unforgotten() {
     let mut stepped = Stepped::new();
@@ -409,6 +431,33 @@ fn a_checkpoint_comes_by_itself_once_enough_is_at_stake_and_after_the_answer() {
         assert_eq!(*durable.lock().unwrap(), Some(None), "{what}: the answer waited for the checkpoint");
         assert_eq!(stepped.parts.store.durable_applied(), Some(last), "{what}");
         assert_eq!(stepped.parts.engine.unsynced.commits, 0, "{what}");
+    }
+}
+
+#[test]
+fn members_make_their_states_durable_at_different_entries() {
+    let blank = |i| LogEntry { log_id: at(1, i), payload: Payload::Blank };
+    let voters = |ids: &[u64]| Membership {
+        configs: vec![ids.iter().copied().map(NodeId::new).collect()],
+        nodes: Default::default(),
+    };
+    // This one is 1.
+    for (membership, turn) in
+        [(voters(&[1, 2, 3]), 0), (voters(&[0, 1, 3]), CHECKPOINT_ENTRIES / 3), (voters(&[2, 3]), 0)]
+    {
+        let mut stepped = Stepped::new();
+        stepped.push(vec![LogEntry { log_id: at(1, 0), payload: Payload::Membership(membership) }]);
+        let mut commits = Vec::new();
+        for i in 1..2 * CHECKPOINT_ENTRIES {
+            stepped.push(vec![blank(i)]);
+            stepped.finish();
+            if stepped.parts.store.durable_applied() == Some(at(1, i)) {
+                commits.push(i + 1);
+            }
+        }
+        let expected = [turn, turn + CHECKPOINT_ENTRIES, turn + 2 * CHECKPOINT_ENTRIES];
+        let expected: Vec<_> = expected.into_iter().filter(|at| (2..=2 * CHECKPOINT_ENTRIES).contains(at)).collect();
+        assert_eq!(commits, expected);
     }
 }
 
@@ -639,6 +688,29 @@ fn a_view_that_nobody_holds_keeps_nothing_from_being_swept() {
     stepped.quiet();
     stepped.finish();
     assert_eq!(stepped.records(), 1);
+}
+
+#[test]
+fn what_two_sweeps_have_found_is_removed_by_one_commit() {
+    let mut stepped = Stepped::new();
+    let commands = [put("a", "1"), put("b", "1"), put("b", "2"), compact(3)];
+    stepped.push((0..).zip(commands).map(|(i, command)| entry(1, i, command)).collect());
+    stepped.finish();
+    let view = stepped.parts.store.view();
+    stepped.push(vec![entry(1, 4, put("a", "2")), entry(1, 5, compact(4))]);
+    stepped.checkpoint();
+    let sweep = |stepped: &mut Stepped| {
+        let engine = &mut stepped.parts.engine;
+        while engine.state.is_sweeping() || engine.state.can_sweep(engine.sweepable()) {
+            engine.sweep_slice().unwrap();
+        }
+        engine.removed.iter().map(|id| id.revision.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(sweep(&mut stepped), [2], "the view can reach the other one");
+    drop(view);
+    assert_eq!(sweep(&mut stepped), [2, 1]);
+    stepped.checkpoint();
+    assert_eq!(stepped.records(), 2);
 }
 
 #[test]

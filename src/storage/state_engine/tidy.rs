@@ -40,7 +40,7 @@ impl StateEngine {
     }
 
     /// Up to where a sweep can go: it removes nothing that a view needs, and nothing that is not in the database yet.
-    fn sweepable(&self) -> Revision {
+    pub(super) fn sweepable(&self) -> Revision {
         self.views.floor().min(self.recent.base())
     }
 
@@ -56,7 +56,7 @@ impl StateEngine {
         self.quiet && (!self.removed.is_empty() || could_sweep())
     }
 
-    fn sweep_slice(&mut self) -> Result<(), StorageError> {
+    pub(super) fn sweep_slice(&mut self) -> Result<(), StorageError> {
         let up_to = self.sweepable();
         let mut rows = LiveRows::new(&self.past, None, &self.recent, &mut self.answers, 0);
         self.state.sweep(&mut rows, up_to, SWEEP_RECORDS).map_err(not_applied)?;
