@@ -10,9 +10,9 @@ use crate::types::NodeId;
 
 /// How often a batch that waits for callers lets others run, in a row, before it goes without them: about as long as
 /// waking a thread takes.
-const GATHER_YIELDS_MAX: usize = 64;
+const GATHER_YIELDS_MAX: usize = 128;
 /// As [`GATHER_YIELDS_MAX`], in all: callers who come one by one, and would not stop coming, are not waited for.
-const GATHER_YIELDS_TOTAL: usize = 256;
+const GATHER_YIELDS_TOTAL: usize = 512;
 
 /// Where proposals come from.
 pub(super) trait Source {
