@@ -48,15 +48,20 @@ impl State {
     }
 
     fn holds(&self, rows: &dyn RowsRead, compare: &Compare) -> Result<bool, RowError> {
-        match (&compare.test, compare.keys.as_single()) {
-            // Below the floor a delete may have left no trace, so nothing can be said.
-            (Test::UnchangedSince(since), _) => {
+        let newest = compare.keys.as_single().map(|key| self.index.newest(key));
+        match (&compare.test, newest) {
+            (Test::UnchangedSince(since), newest) => {
+                let changed = || match newest {
+                    Some(newest) => newest.is_some_and(|version| version.id().revision > *since),
+                    None => self.index.changed_since(&compare.keys, *since),
+                };
+                // Below the floor a delete may have left no trace, so nothing can be said.
                 let floor = if mutant("local_floor") { self.swept.revision } else { self.meta.floor };
-                Ok(*since >= floor && !self.index.changed_since(&compare.keys, *since))
+                Ok(*since >= floor && !changed())
             }
-            (Test::Absent, _) => Ok(self.live(&compare.keys, 1)?.is_empty()),
-            (Test::Present, _) => Ok(!self.live(&compare.keys, 1)?.is_empty()),
-            (test, Some(key)) => test_holds(rows, test, self.index.newest(key).filter(Version::is_live).as_ref()),
+            (test, Some(newest)) => test_holds(rows, test, newest.filter(Version::is_live).as_ref()),
+            (Test::Absent, None) => Ok(self.live(&compare.keys, 1)?.is_empty()),
+            (Test::Present, None) => Ok(!self.live(&compare.keys, 1)?.is_empty()),
             (test, None) => {
                 for (_, version) in self.live(&compare.keys, usize::MAX)? {
                     if !test_holds(rows, test, Some(&version))? {
