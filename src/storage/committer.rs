@@ -55,11 +55,11 @@ impl Lacking {
 
 /// A commit for the engine to make.
 pub(crate) struct Commit {
-    pub(crate) db: Arc<Database>,
-    pub(crate) lacking: Lacking,
-    pub(crate) log: LogGate,
-    pub(crate) poison: Poison,
-    pub(crate) teller: Teller,
+    db: Arc<Database>,
+    lacking: Lacking,
+    log: LogGate,
+    poison: Poison,
+    teller: Teller,
     /// The driver has been asked to wait for the log.
     waited: bool,
 }

@@ -101,7 +101,6 @@ impl Rows for LiveRows<'_> {
 }
 
 /// The rows of one moment, all but answers. They stay as they are, whatever comes later.
-#[derive(Clone)]
 pub(crate) struct MomentRows {
     past: Arc<PastRows>,
     leaving: Option<Arc<Recent>>,
