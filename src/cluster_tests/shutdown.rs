@@ -70,9 +70,15 @@ async fn a_write_under_way_at_a_shutdown_is_answered_and_not_forgotten() {
         rt::sleep(Duration::from_millis(50)).await;
         node.shutdown().await
     };
-    let (written, stopped) = futures::join!(node.set("k", &1).into_future(), stop);
+    // While that one is under way nothing else is sent.
+    let behind = async {
+        rt::sleep(Duration::from_millis(10)).await;
+        node.set("behind", &1).await
+    };
+    let (written, behind, stopped) = futures::join!(node.set("k", &1).into_future(), behind, stop);
     stopped.expect("shuts down");
     assert!(matches!(written, Err(Error::Indeterminate { .. })), "{written:?}");
+    assert!(matches!(behind, Err(Error::Stopped { .. })), "{behind:?}");
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
 }
 

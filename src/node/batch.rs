@@ -23,21 +23,21 @@ pub(super) enum Proposed {
     /// To be stamped when it does.
     Write(Write),
     /// Encoded. Whoever sent it sees to all else.
-    Attempt { proposal: Bytes, answer: oneshot::Sender<Attempt> },
+    Encoded { proposal: Bytes, answer: oneshot::Sender<Attempt> },
 }
 
 impl Proposed {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
             Proposed::Write(write) => Some(write.deadline()),
-            Proposed::Attempt { .. } => None,
+            Proposed::Encoded { .. } => None,
         }
     }
 
     fn put(&self, w: &mut Writer, origin: NodeId) {
         match self {
             Proposed::Write(write) => write.put_proposal(w, origin),
-            Proposed::Attempt { proposal, .. } => w.raw(proposal),
+            Proposed::Encoded { proposal, .. } => w.raw(proposal),
         }
     }
 
@@ -46,7 +46,7 @@ impl Proposed {
         match self {
             Proposed::Write(write) => node.settle(write, attempt),
             // Nobody need be waiting any more.
-            Proposed::Attempt { answer, .. } => drop(answer.send(attempt)),
+            Proposed::Encoded { answer, .. } => drop(answer.send(attempt)),
         }
     }
 }
@@ -62,7 +62,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// For this node's proposals, of about as many and as large as it may say.
+    /// For this node's proposals. There is room for `count` of `bytes` in all; more is no error.
     pub(super) fn new(origin: NodeId, count: usize, bytes: usize) -> Self {
         let (encoded, ends) = (Writer::with_capacity(bytes), Vec::with_capacity(count));
         Batch { origin, encoded, ends, proposed: Vec::with_capacity(count) }
@@ -103,7 +103,12 @@ impl Batch {
     }
 
     fn proposals(self) -> (Vec<Bytes>, Vec<Proposed>) {
-        let (mut rest, mut begin) = (self.encoded.finish(), 0);
+        let mut encoded = self.encoded.into_vec();
+        // It is kept for as long as any of them is.
+        if encoded.capacity() / 2 > encoded.len() {
+            encoded.shrink_to_fit();
+        }
+        let (mut rest, mut begin) = (Bytes::from(encoded), 0);
         let take = |end| rest.split_to(end - std::mem::replace(&mut begin, end));
         (self.ends.into_iter().map(take).collect(), self.proposed)
     }
@@ -124,8 +129,11 @@ impl Waiting {
     }
 
     pub(super) fn tell_all(self, attempt: impl Fn() -> Attempt) {
-        let waiting = self.proposed.into_inner().expect("no panic while held");
-        waiting.into_iter().flatten().for_each(|waiting| waiting.tell(&self.node, attempt()));
+        self.take_all().for_each(|waiting| waiting.tell(&self.node, attempt()));
+    }
+
+    fn take_all(&self) -> impl Iterator<Item = Proposed> + use<> {
+        std::mem::take(&mut *self.proposed.lock().expect("no panic while held")).into_iter().flatten()
     }
 
     /// Does `work`, and meanwhile tells everybody whose time is up that the outcome is not known.
@@ -158,16 +166,46 @@ impl Waiting {
     }
 }
 
+impl Drop for Waiting {
+    /// The task that was to tell them has panicked, or ends with its runtime.
+    fn drop(&mut self) {
+        for waiting in self.take_all() {
+            if let Proposed::Write(write) = waiting {
+                write.lost();
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::write::Asked;
     use super::*;
+    use crate::{Cluster, Error};
+
+    #[tokio::test]
+    async fn the_outcome_of_a_batch_that_nobody_sees_to_any_more_is_unknown() {
+        let cluster = Cluster::local(1).await.expect("starts").remove(0);
+        cluster.set("opens a record", &1).await.expect("written");
+        let node = cluster.node();
+        let (answer, outcome) = oneshot::channel();
+        let claim = node.clients.claim().expect("not busy").expect("there is a record");
+        let write = Asked::new(Bytes::new(), Duration::from_secs(5), answer).claimed(claim);
+        let mut batch = Batch::new(node.id(), 1, 0);
+        batch.push(Proposed::Write(write));
+        drop(batch.close(node.clone()));
+        assert!(matches!(outcome.await, Ok(Err(Error::Indeterminate { .. }))));
+        cluster.shutdown().await.expect("shuts down");
+    }
 
     #[test]
     fn what_goes_with_a_batch_comes_out_of_it_as_it_was_in_order() {
         let proposals: Vec<Bytes> = (0..5usize).map(|n| vec![n as u8; n * 100].into()).collect();
         let mut batch = Batch::new(NodeId::new(1), 0, 0);
         for proposal in proposals.clone() {
-            batch.push(Proposed::Attempt { proposal, answer: oneshot::channel().0 });
+            batch.push(Proposed::Encoded { proposal, answer: oneshot::channel().0 });
         }
         assert_eq!((batch.len(), batch.bytes()), (5, 1000));
         assert_eq!(batch.proposals().0, proposals);

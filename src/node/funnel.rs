@@ -13,9 +13,9 @@ use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::Node;
-use super::batch::Proposed;
+use super::batch::{BATCH_MAX, Proposed};
 use super::gather::{Gather, Source};
-use super::write::{Answer, Attempt, Unclaimed};
+use super::write::{Answer, Asked, Attempt, Write};
 use crate::error::Obstacle;
 use crate::rt::{self, Instant};
 
@@ -25,12 +25,17 @@ const BATCHES_HERE_MAX: usize = 1;
 /// As [`BATCHES_HERE_MAX`], on their way to another leader, which takes longer by the way there and back.
 const BATCHES_AWAY_MAX: usize = 2;
 
+/// Most submissions that are let in at a time, before others get to run.
+const LET_IN_MAX: usize = BATCH_MAX;
+
 /// What is handed to the funnel.
 pub(super) enum Submission {
-    /// A write. Its command, encoded, is numbered and stamped when it is let in.
+    /// A new write. Its command, encoded, is numbered when it is let in.
     Write { command: Bytes, timeout: Duration, answer: Answer },
+    /// A write that has its number.
+    Claimed(Write),
     /// A proposal, encoded. Whoever sent it sees to all else.
-    Attempt { proposal: Bytes, answer: oneshot::Sender<Attempt> },
+    Encoded { proposal: Bytes, answer: oneshot::Sender<Attempt> },
 }
 
 /// Entrance of the funnel.
@@ -41,16 +46,16 @@ pub(super) struct Funnel {
 pub(super) type Submissions = mpsc::UnboundedReceiver<Submission>;
 
 impl Funnel {
-    /// The queue needs no limit of its own: it is emptied whenever the node's thread comes by, and those let in are counted. A
-    /// client has at most [`crate::state_machine::ANSWERS_MAX`] writes under way.
+    /// The queue needs no limit of its own: it is emptied whenever the node's thread comes by, and whoever finds
+    /// [`crate::state_machine::ANSWERS_MAX`] writes of this process under way is refused at once.
     pub(super) fn new() -> (Self, Submissions) {
         let (submissions, queue) = mpsc::unbounded();
         (Funnel { submissions }, queue)
     }
 
-    /// Whether there is somebody to take it. If not, whoever waits for the answer learns it by that.
-    pub(super) fn submit(&self, submission: Submission) -> bool {
-        self.submissions.unbounded_send(submission).is_ok()
+    /// Gives it back if there is nobody to take it any more.
+    pub(super) fn submit(&self, submission: Submission) -> Result<(), Submission> {
+        self.submissions.unbounded_send(submission).map_err(mpsc::TrySendError::into_inner)
     }
 }
 
@@ -110,9 +115,14 @@ impl Line {
     async fn until<T>(&mut self, ready: impl Future<Output = T>) -> Option<T> {
         let mut ready = pin!(ready);
         std::future::poll_fn(|cx| {
-            while let Poll::Ready(next) = self.queue.poll_next_unpin(cx) {
-                let Some(submission) = next else { return Poll::Ready(None) };
-                self.let_in(submission);
+            match self.queue.poll_next_unpin(cx) {
+                Poll::Ready(Some(submission)) => {
+                    self.let_in(submission);
+                    // There may be more. But others are to run in between, however fast they come.
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => {}
             }
             // First, so that nobody whose time is up gets into a batch.
             self.look_at_the_time(cx);
@@ -121,16 +131,15 @@ impl Line {
         .await
     }
 
-    /// This one, and all who have come behind it.
+    /// This one, and those who have come behind it, up to [`LET_IN_MAX`].
     fn let_in(&mut self, submission: Submission) {
         let door = Door::new(&self.node);
-        let mut next = Some(submission);
-        while let Some(submission) = next {
+        let behind = std::iter::from_fn(|| self.queue.try_recv().ok()).take(LET_IN_MAX - 1);
+        for submission in std::iter::once(submission).chain(behind) {
             if let Some(proposed) = door.admit(&self.node, submission) {
                 self.earliest = self.earliest.into_iter().chain(proposed.deadline()).min();
                 self.waiting.push_back(proposed);
             }
-            next = self.queue.try_recv().ok();
         }
     }
 
@@ -160,6 +169,20 @@ impl Line {
     }
 }
 
+impl Drop for Line {
+    /// The node stops. None of these went out with this attempt; of those that went before, nobody will know.
+    fn drop(&mut self) {
+        let submitted = std::iter::from_fn(|| self.queue.try_recv().ok()).filter_map(|submission| match submission {
+            Submission::Claimed(write) => Some(Proposed::Write(write)),
+            // Their askers learn it as the answer is dropped.
+            Submission::Write { .. } | Submission::Encoded { .. } => None,
+        });
+        for proposed in self.waiting.drain(..).chain(submitted) {
+            proposed.tell(&self.node, Attempt::Stopped(self.node.stop_reason()));
+        }
+    }
+}
+
 impl Source for Line {
     fn take(&mut self) -> Option<Proposed> {
         if self.waiting.is_empty()
@@ -167,7 +190,11 @@ impl Source for Line {
         {
             self.let_in(submission);
         }
-        self.waiting.pop_front()
+        let first = self.waiting.pop_front();
+        if self.waiting.is_empty() {
+            self.earliest = None;
+        }
+        first
     }
 
     async fn wait(&mut self) -> Option<Proposed> {
@@ -196,8 +223,12 @@ impl Door {
     /// What is to go with a batch. Anybody else is answered, or seen to by a task.
     fn admit(&self, node: &Arc<Node>, submission: Submission) -> Option<Proposed> {
         let asked = match submission {
-            Submission::Attempt { proposal, answer } => return Some(Proposed::Attempt { proposal, answer }),
-            Submission::Write { command, timeout, answer } => Unclaimed::new(command, timeout, answer),
+            Submission::Claimed(write) => return Some(Proposed::Write(write)),
+            Submission::Encoded { proposal, answer } => {
+                // Given up before it came in.
+                return (!answer.is_canceled()).then_some(Proposed::Encoded { proposal, answer });
+            }
+            Submission::Write { command, timeout, answer } => Asked::new(command, timeout, answer),
         };
         let claim = if self.open && self.numbered { node.clients.claim() } else { Ok(None) };
         match claim {
@@ -206,5 +237,54 @@ impl Door {
             Err(error) => asked.end(Err(error)),
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::*;
+    use crate::Cluster;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn however_many_come_the_others_get_to_run_in_between() {
+        let cluster = Cluster::local(1).await.expect("starts").remove(0);
+        let (funnel, queue) = Funnel::new();
+        let mut line = Line::new(cluster.node().clone(), queue);
+        let come = |count: usize| -> Vec<_> {
+            let one = || {
+                let (answer, outcome) = oneshot::channel();
+                let sent = funnel.submit(Submission::Encoded { proposal: Bytes::from_static(b"write"), answer });
+                assert!(sent.is_ok());
+                outcome
+            };
+            (0..count).map(|_| one()).collect()
+        };
+        let _outcomes = come(2 * LET_IN_MAX + 1);
+        let woken = Arc::new(Woken::default());
+        let (waker, mut let_in) = (Waker::from(woken.clone()), 0);
+        loop {
+            woken.0.store(false, Ordering::Relaxed);
+            let free = pin!(line.until(std::future::ready("free"))).poll(&mut Context::from_waker(&waker));
+            assert_eq!(free, Poll::Ready(Some("free")), "nobody waits for those who come");
+            let more = std::mem::replace(&mut let_in, line.waiting.len());
+            assert!(let_in - more <= LET_IN_MAX);
+            if !woken.0.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        assert_eq!(let_in, 2 * LET_IN_MAX + 1);
+        cluster.shutdown().await.expect("shuts down");
     }
 }

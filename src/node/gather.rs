@@ -96,7 +96,7 @@ mod tests {
     fn send_one(queue: &mpsc::UnboundedSender<Proposed>, bytes: usize) {
         let (answer, _) = oneshot::channel();
         let proposal = Bytes::from(vec![7; bytes]);
-        queue.unbounded_send(Proposed::Attempt { proposal, answer }).expect("somebody takes it");
+        queue.unbounded_send(Proposed::Encoded { proposal, answer }).expect("somebody takes it");
     }
 
     fn send(queue: &mpsc::UnboundedSender<Proposed>, count: usize) {

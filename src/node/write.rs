@@ -25,8 +25,6 @@ use crate::types::NodeId;
 
 /// Pause before another attempt when nothing says that the leader has changed.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
-/// What an encoded proposal takes beside its command, about.
-const STAMP_ROOM_BYTES: usize = 64;
 
 /// What became of one attempt.
 #[derive(Debug)]
@@ -45,7 +43,7 @@ pub(super) enum Attempt {
 pub(super) type Answer = oneshot::Sender<Result<Response, Error>>;
 
 /// A write as it comes from its caller.
-pub(super) struct Unclaimed {
+pub(super) struct Asked {
     /// Encoded.
     command: Bytes,
     started: Instant,
@@ -55,15 +53,15 @@ pub(super) struct Unclaimed {
 
 /// A write that has its number.
 pub(super) struct Write {
-    asked: Unclaimed,
+    asked: Asked,
     claim: Claim,
 }
 
-impl Unclaimed {
+impl Asked {
     /// Begins now: where the write came from, it may have been another time.
     pub(super) fn new(command: Bytes, timeout: Duration, answer: Answer) -> Self {
         let started = Instant::now();
-        Unclaimed { command, started, deadline: started + timeout, answer }
+        Asked { command, started, deadline: started + timeout, answer }
     }
 
     pub(super) fn claimed(self, claim: Claim) -> Write {
@@ -130,6 +128,12 @@ impl Write {
         None
     }
 
+    /// Nobody will be told what becomes of it.
+    pub(super) fn lost(mut self) {
+        self.claim.logged_perhaps();
+        self.indeterminate();
+    }
+
     /// Ends it at its deadline.
     fn give_up(self, obstacle: Obstacle) {
         match self.claim.may_be_logged() {
@@ -159,7 +163,8 @@ impl Node {
     ) -> impl Future<Output = Result<Response, Error>> + Send + use<'a> {
         // Not an async function: that would have room for the command in every write.
         let (answer, outcome) = oneshot::channel();
-        self.funnel.submit(Submission::Write { command: encode_command(&command), timeout, answer });
+        // If there is nobody to take it, the answer is dropped.
+        drop(self.funnel.submit(Submission::Write { command: encode_command(&command), timeout, answer }));
         async move {
             match outcome.await {
                 Ok(outcome) => outcome,
@@ -180,37 +185,27 @@ impl Node {
         }
     }
 
-    async fn try_again(self: Arc<Self>, mut write: Write, mut obstacle: Obstacle) {
-        let deadline = write.deadline();
-        loop {
-            self.pause(deadline).await;
-            if Instant::now() >= deadline {
-                return write.give_up(obstacle);
-            }
-            let attempt = self.attempt(&write).await;
-            match write.conclude(&self, attempt) {
-                None => return,
-                Some(again) => (write, obstacle) = again,
-            }
+    async fn try_again(self: Arc<Self>, write: Write, obstacle: Obstacle) {
+        self.pause(write.deadline()).await;
+        if Instant::now() >= write.deadline() {
+            return write.give_up(obstacle);
         }
+        self.hand_in(write);
     }
 
     /// Carries out a write for which there was no number to be had at once.
-    pub(super) async fn claim_and_write(self: Arc<Self>, asked: Unclaimed) {
+    pub(super) async fn claim_and_write(self: Arc<Self>, asked: Asked) {
         match self.claim(asked.started, asked.deadline).await {
-            Ok(claim) => {
-                let write = asked.claimed(claim);
-                let attempt = self.attempt(&write).await;
-                self.settle(write, attempt);
-            }
+            Ok(claim) => self.hand_in(asked.claimed(claim)),
             Err(error) => asked.end(Err(error)),
         }
     }
 
-    async fn attempt(&self, write: &Write) -> Attempt {
-        let mut w = Writer::with_capacity(STAMP_ROOM_BYTES + write.asked.command.len());
-        write.put_proposal(&mut w, self.id());
-        self.attempt_until(w.finish(), write.deadline()).await
+    /// Sends a write to the end of the line.
+    fn hand_in(self: &Arc<Self>, write: Write) {
+        if let Err(Submission::Claimed(write)) = self.funnel.submit(Submission::Claimed(write)) {
+            self.settle(write, Attempt::Stopped(self.stop_reason()));
+        }
     }
 
     async fn claim(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<Claim, Error> {
@@ -251,7 +246,7 @@ impl Node {
     /// One attempt, given up at the deadline; what was handed to the funnel may still be logged then.
     async fn attempt_until(&self, proposal: Bytes, deadline: Instant) -> Attempt {
         let (answer, outcome) = oneshot::channel();
-        if !self.funnel.submit(Submission::Attempt { proposal, answer }) {
+        if self.funnel.submit(Submission::Encoded { proposal, answer }).is_err() {
             return Attempt::Stopped("shut down".into());
         }
         match rt::timeout_at(deadline, outcome).await {
