@@ -14,8 +14,8 @@
 //!   written any more.
 //! * *Whole when durable.* What is durable is the state after one batch: records, rows, remembered answers ([`Answers`]),
 //!   counters, position and membership reach the database together, and only there.
-//! * A queued batch waits for at most one slice of tidying up; for a durable commit only if another one is due before it has
-//!   ended, or somebody needs the whole state in the database.
+//! * A queued batch waits for at most one slice of tidying up; for a durable commit only if twice as much as it takes has come
+//!   before it has ended, or somebody needs the whole state in the database.
 
 use std::collections::VecDeque;
 use std::io;
@@ -103,6 +103,8 @@ pub(crate) struct StateEngine {
 struct Unsynced {
     /// The entry behind the last one that is covered.
     from: u64,
+    /// The commit that covers it was begun for the bytes it took.
+    behind_bytes: bool,
     /// Batches, and commits that were not durable.
     commits: u64,
     entries: u64,
@@ -111,7 +113,8 @@ struct Unsynced {
 
 impl Unsynced {
     fn behind(covered: Option<LogId>) -> Self {
-        Unsynced { from: covered.map_or(0, |last| last.index + 1), commits: 0, entries: 0, bytes: 0 }
+        let from = covered.map_or(0, |last| last.index + 1);
+        Unsynced { from, behind_bytes: false, commits: 0, entries: 0, bytes: 0 }
     }
 
     fn add(&mut self, entries: u64, bytes: u64) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use redb::{Durability, WriteTransaction};
 
-use super::{CHECKPOINT_ENTRIES, Exclusive, StateEngine, Unsynced, not_applied, past_rows};
+use super::{CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, Exclusive, StateEngine, Unsynced, not_applied, past_rows};
 use crate::error::StorageError;
 use crate::format::snapshot::encode_meta;
 use crate::format::state::{SNAPSHOT, live_table};
@@ -60,12 +60,13 @@ impl StateEngine {
         }
     }
 
-    /// Whether an entry behind the last commit's is one at which this member begins another.
+    /// Whether an entry behind the last commit's is one at which this member begins another. Not if bytes were what the last
+    /// one was begun for: it would be one more, and the members are apart from the turn before.
     fn has_its_turn(&self) -> bool {
         let turn = turn(self.me, &self.position.membership.membership);
         let turns_before = |index: u64| (index + CHECKPOINT_ENTRIES - turn) / CHECKPOINT_ENTRIES;
         let end = self.position.last_applied.map_or(0, |last| last.index + 1);
-        self.unsynced.commits > 0 && turns_before(end) > turns_before(self.unsynced.from)
+        !self.unsynced.behind_bytes && turns_before(end) > turns_before(self.unsynced.from)
     }
 
     /// Has everything taken so far made durable. Only one commit is under way at a time.
@@ -83,7 +84,8 @@ impl StateEngine {
             let commit = Commit::new(db, lacking, log, engine.poison.clone(), teller);
             // A committer that has ended drops it, and so tells.
             drop(engine.commits.push(commit));
-            engine.unsynced = Unsynced::behind(engine.position.last_applied);
+            let behind_bytes = engine.unsynced.bytes >= CHECKPOINT_BYTES;
+            engine.unsynced = Unsynced { behind_bytes, ..Unsynced::behind(engine.position.last_applied) };
             Ok((leaving, landing))
         });
         match launched {

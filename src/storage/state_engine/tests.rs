@@ -462,6 +462,22 @@ fn members_make_their_states_durable_at_different_entries() {
 }
 
 #[test]
+fn entries_that_are_large_make_no_more_commits_than_their_bytes_do() {
+    let value = "x".repeat(1100);
+    let mut stepped = Stepped::new();
+    let (mut commits, mut durable) = (0, None);
+    for i in 0..3 * CHECKPOINT_ENTRIES {
+        stepped.push(vec![entry(1, i, put("k", &value))]);
+        stepped.finish();
+        let now = stepped.parts.store.durable_applied();
+        commits += u64::from(now != durable);
+        durable = now;
+    }
+    let bytes = 3 * CHECKPOINT_ENTRIES * value.len() as u64;
+    assert!((bytes / CHECKPOINT_BYTES..=1 + bytes * 9 / 8 / CHECKPOINT_BYTES).contains(&commits), "{commits}");
+}
+
+#[test]
 fn a_checkpoint_survives_the_loss_of_power_and_what_came_later_is_replayed_to_the_same_state() {
     let entries = history(50, 25);
     let model = replay(&entries);

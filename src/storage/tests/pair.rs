@@ -4,6 +4,7 @@
 //! what is there must be a state that a pure replay of the history passes through.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -190,12 +191,14 @@ const LOG_LAGS: [u64; 3] = [0, 3, 40];
 
 /// Which crashes of the recovery are tried after one of the script.
 enum Again {
-    One,
+    /// This many, the next ones after each next operation of the script: together, all of them.
+    Some(u64),
     All,
 }
 
-/// Loses power at operation `k` of the script, then again while recovering, then recovers.
-fn crash_twice(story: &Story, k: u64, mode: PowerLoss, again: Again) {
+/// Loses power at operation `k` of the script, then again while recovering, then recovers. Answers how many operations the
+/// recovery has, and at which it was broken off.
+fn crash_twice(story: &Story, k: u64, mode: PowerLoss, again: Again) -> (u64, Vec<u64>) {
     let disk = FaultDisk::new(k);
     disk.die_at(k);
     let told = play(story, &disk, LOG_LAGS[k as usize % LOG_LAGS.len()]);
@@ -209,14 +212,11 @@ fn crash_twice(story: &Story, k: u64, mode: PowerLoss, again: Again) {
     survivor(&first, &context);
     let ops = first.ops() - before;
     let mut rng = SplitMix(k);
-    let chosen = match again {
-        Again::One => {
-            let one = rng.below(ops);
-            one..one + 1
-        }
-        Again::All => 0..ops,
+    let chosen: Vec<u64> = match again {
+        Again::Some(count) => (0..count).map(|nth| (k * count + nth) % ops).collect(),
+        Again::All => (0..ops).collect(),
     };
-    for j in chosen {
+    for j in chosen.iter().copied() {
         let mode = MODES[rng.below(MODES.len() as u64) as usize];
         let context = format!("{context}, again at {j} of {ops} of the recovery, {mode:?}");
         let disk = disk.fork();
@@ -226,6 +226,7 @@ fn crash_twice(story: &Story, k: u64, mode: PowerLoss, again: Again) {
         disk.power_loss(mode);
         survivor(&disk, &context);
     }
+    (ops, chosen)
 }
 
 fn operations(story: &Story) -> u64 {
@@ -239,9 +240,13 @@ fn a_node_that_loses_power_at_any_operation_and_again_on_the_way_back_has_all_it
     let story = Story::new();
     let ops = operations(&story);
     assert!(ops > 150, "only {ops} operations: the script no longer reaches the disk");
+    let (mut longest, mut again) = (0, BTreeSet::new());
     for k in 0..ops {
-        crash_twice(&story, k, MODES[k as usize % MODES.len()], Again::One);
+        let (ops, chosen) = crash_twice(&story, k, MODES[k as usize % MODES.len()], Again::Some(8));
+        longest = longest.max(ops);
+        again.extend(chosen);
     }
+    assert!(longest > 10 && (0..longest).all(|j| again.contains(&j)), "not every operation of a recovery: {again:?}");
 }
 
 #[test]
@@ -249,7 +254,9 @@ fn a_node_that_loses_power_at_any_operation_and_again_on_the_way_back_has_all_it
 fn a_node_that_loses_power_twice_at_any_two_operations_has_all_it_had_told() {
     let story = Story::new();
     for k in 0..operations(&story) {
-        MODES.into_iter().for_each(|mode| crash_twice(&story, k, mode, Again::All));
+        for mode in MODES {
+            crash_twice(&story, k, mode, Again::All);
+        }
     }
 }
 
