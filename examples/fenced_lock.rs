@@ -28,6 +28,7 @@ async fn main() -> Result<(), Failure> {
             .formation(Formation::Peers(peers.clone()));
         nodes.push(builder.await?);
     }
+    println!("waiting for a leader ...");
     for node in &nodes {
         node.ready().await?;
     }

@@ -24,6 +24,7 @@ async fn start(root: &Path) -> Result<Vec<Cluster>, Failure> {
             .await?;
         nodes.push(node);
     }
+    println!("waiting for a leader ...");
     for node in &nodes {
         node.ready().await?;
     }

@@ -2,9 +2,10 @@
 //!
 //! Run: `cargo run --release --example service_registration`
 //!
-//! Three instances of a service register through three nodes, each with a time to live of three seconds, renewed every
-//! second. One dies: a watcher on another node sees it expire. Then the leader is shut down: the other instances stay
-//! registered. Prints what the watcher saw, and `ok`; exits non-zero if it saw anything else. Takes about ten seconds.
+//! Instances of a service register through one node of three, each with a time to live of three seconds, renewed every
+//! second; a watcher on another node sees them come. One leaves, and one dies: the watcher sees it expire. Then the leader is
+//! shut down: the instance that is left stays registered. Prints what the watcher saw, and `ok`; exits non-zero if it saw
+//! anything else. Takes about ten seconds.
 
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,7 @@ async fn main() -> Result<(), Failure> {
             .formation(Formation::Peers(peers.clone()));
         nodes.push(builder.await?);
     }
+    println!("waiting for a leader ...");
     for node in &nodes {
         node.ready().await?;
     }
@@ -71,7 +73,7 @@ async fn main() -> Result<(), Failure> {
     let mut watch = there.watch::<Instance>(prefix("web/")).with_initial().await?;
     let one = tokio::spawn(instance(here.clone(), "web/1", "10.0.0.1:80"));
     println!("watcher: {}", next_change(&mut watch).await?);
-    let two = tokio::spawn(instance(there.clone(), "web/2", "10.0.0.2:80"));
+    let two = tokio::spawn(instance(here.clone(), "web/2", "10.0.0.2:80"));
     println!("watcher: {}", next_change(&mut watch).await?);
 
     // A third one holds a session, which renews itself; it leaves properly.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::types::{ClusterId, LeaseId, Revision, Ticket};
 
-/// Why a data directory was not opened. Nothing was written to it, except where a variant says so.
+/// Why a data directory was not opened. Nothing that it holds was changed, except where a variant says so (the file of the
+/// state may have been marked as opened, and the start counted).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -221,7 +222,7 @@ pub enum Error {
         /// What does not fit.
         problem: String,
     },
-    /// The store is at its quota or the disk is nearly full; nothing was proposed. Deletes, reads and keepalives still work.
+    /// The store is at its quota; nothing was proposed. Deletes, reads and keepalives still work.
     #[error("no space: {used} bytes of {limit} in use; delete keys, or raise the quota")]
     NoSpace {
         /// Bytes in use.

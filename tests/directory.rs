@@ -1,7 +1,9 @@
 //! What a user sees of a data directory: it belongs to one node, says clearly what is wrong with it, and survives.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures::executor::block_on;
@@ -47,6 +49,39 @@ fn a_directory_in_use_is_refused_and_whoever_uses_it_goes_on() {
         assert!(matches!(&second, Err(StartError::InUse { path }) if path.starts_with(dir.path())), "{second:?}");
         first.set("k", &2u64).await.expect("written");
         first.shutdown().await.expect("shuts down");
+        alone(dir.path()).await.expect("free again").shutdown().await.expect("shuts down");
+    });
+}
+
+#[test]
+fn a_directory_in_use_by_another_process_is_refused() {
+    const HOLD: &str = "QUORATE_TEST_HOLD";
+    if let Some(dir) = std::env::var_os(HOLD) {
+        // This is the other process: it holds the directory until its input ends.
+        return block_on(async {
+            let held = alone(dir.as_ref()).await.expect("starts");
+            println!("held");
+            std::io::stdin().read_to_end(&mut Vec::new()).expect("its input ends");
+            held.shutdown().await.expect("shuts down");
+        });
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut other = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "a_directory_in_use_by_another_process_is_refused"])
+        .env(HOLD, dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(other.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("held")), "the other process ended");
+    block_on(async {
+        let refused = alone(dir.path()).await;
+        assert!(matches!(&refused, Err(StartError::InUse { path }) if path.starts_with(dir.path())), "{refused:?}");
+    });
+    drop(other.stdin.take());
+    assert!(lines.all(|line| line.is_ok()) && other.wait().unwrap().success());
+    block_on(async {
         alone(dir.path()).await.expect("free again").shutdown().await.expect("shuts down");
     });
 }

@@ -20,7 +20,7 @@ use crate::transport::Transport;
 /// [`Cluster::ready`] for that.
 ///
 /// # Errors
-/// See [`StartError`]. Whatever it is, the directory is as it was.
+/// See [`StartError`]. Whatever it is, the directory holds what it held.
 #[must_use = "a builder does nothing until it is awaited"]
 pub struct Builder {
     name: String,

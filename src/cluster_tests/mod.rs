@@ -19,4 +19,5 @@ mod snapshot;
 mod supervise;
 mod support;
 mod swarm;
+mod telling;
 mod transactions;

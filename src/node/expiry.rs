@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use super::Node;
 use crate::command::{Command, LeaseChange, Response};
 use crate::error::{Error, Obstacle};
@@ -234,6 +236,7 @@ impl Node {
     }
 
     async fn expire(&self, due: Vec<LeaseId>, leader: LeaderId) {
+        let span = tracing::debug_span!("expiry", name = self.name(), leases = due.len());
         let proposals = due
             .iter()
             .map(|lease| encode_proposal(&self.proposal(Command::LeaseExpire { lease: *lease, issued_by: leader })))
@@ -248,6 +251,7 @@ impl Node {
                     _ => self.leases.not_ended(lease, leader),
                 }
             })
+            .instrument(span)
             .await;
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 
 use futures::channel::oneshot;
+use tracing::Instrument;
 
 use super::client::Clients;
 use super::expiry::Leases;
@@ -70,9 +71,11 @@ pub(super) async fn start(opening: Opening) -> Result<Arc<Node>, StartError> {
     // On the node's own runtime: the consensus module and the drivers start their tasks where they are made.
     let (done, started) = oneshot::channel();
     let on = runtime.clone();
-    let task = runtime.spawn("open", async move {
+    let span = tracing::info_span!("open", name = opening.name);
+    let opening = async move {
         let _ = done.send(open(opening, peers, on).await.map(|node| Unclaimed(Some(node))));
-    });
+    };
+    let task = runtime.spawn("open", opening.instrument(span));
     let opened = started.await;
     drop(task);
     match opened {
@@ -147,9 +150,13 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
     let path = disk.path().to_owned();
     let io = |source| StartError::Io { path: path.clone(), source };
     let mint = || (NodeId::new(rt::random_u64().max(1)), rt::random_u64());
+    let begun = rt::Instant::now();
+    tracing::info!(path = %path.display(), "opening");
     let Opened { identity, log, mut log_engine, state_db, poison } = storage::open(disk, &name, mint)?;
+    tracing::info!(log = ?log.bounds(), took = ?begun.elapsed(), "log.wal has been read; loading state.redb");
     let how = || drive(&settings);
     let (state, state_engine) = state_engine::open(state_db, identity.node, log.clone(), poison.clone(), &path)?;
+    tracing::info!(applied = ?state.applied().last_applied, took = ?begun.elapsed(), "state.redb is loaded");
     // A purge never passes what is durable in the state: a state that ends before it is from another time.
     if let Some(purged) = log.bounds().0
         && state.applied().last_applied.map(|applied| applied.index) < Some(purged.index)

@@ -9,6 +9,7 @@ mod log_store;
 mod network;
 mod order;
 mod state_store;
+mod status;
 mod types;
 
 #[cfg(test)]
@@ -23,7 +24,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
-use openraft::{ReadPolicy, ServerState, async_runtime::WatchReceiver};
+use openraft::{ReadPolicy, async_runtime::WatchReceiver};
 
 use self::heard::Heard;
 use self::log_store::LogStore;
@@ -31,6 +32,8 @@ use self::network::Factory;
 use self::order::Order;
 pub(crate) use self::state_store::Observer;
 use self::state_store::{SnapshotData, StateMachine};
+pub(crate) use self::status::RaftStatus;
+use self::status::follow_status;
 use self::types::{Config, Encoded, FromRaft, OSnapshotMeta, ToRaft};
 use crate::command::Response;
 use crate::config::{Retention, Timing};
@@ -41,7 +44,7 @@ use crate::storage::log::Log;
 use crate::storage::snapshot::StageId;
 use crate::storage::state::StateStore;
 use crate::transport::link::Link;
-use crate::types::{LeaderId, LogEntry, LogId, NodeId, NodeInfo, StoredMembership, Vote};
+use crate::types::{LogEntry, LogId, NodeId, NodeInfo, Vote};
 
 type Library = openraft::Raft<Config, StateMachine>;
 
@@ -63,17 +66,6 @@ pub(crate) enum RaftFailure {
     /// The library has stopped: shut down, panicked, or the disk failed.
     #[error("{0}")]
     Stopped(String),
-}
-
-/// What the rest of the node needs to know about the group, as of now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RaftStatus {
-    pub(crate) term: u64,
-    /// The leader this node follows, and has heard from lately, or is; committed by a quorum's votes.
-    pub(crate) leader: Option<LeaderId>,
-    /// Set while this node leads.
-    pub(crate) leads: bool,
-    pub(crate) membership: StoredMembership,
 }
 
 /// One member's consensus module.
@@ -408,6 +400,7 @@ impl Raft {
         let staged = engine(|done| self.inner.state.stage_begin(meta.clone(), done)).await;
         Ok(match staged {
             Ok(stage) => {
+                tracing::info!(me = %self.inner.me, session, applied = ?meta.last_applied, "receiving a snapshot");
                 *self.inner.receiving.lock().expect("no panic while held") = Some(Receiving { session, stage, meta });
                 Reply::Snapshot { refused: None }
             }
@@ -446,6 +439,7 @@ impl Raft {
         };
         let installed = self.inner.raft.install_full_snapshot(vote.to_raft(), snapshot).await;
         let installed = installed.map_err(|fatal| stopped(&fatal))?.vote.to_plain();
+        tracing::info!(me = %self.inner.me, session, "the snapshot is received");
         *last = Some((session, installed));
         self.inner.receiving.lock().expect("no panic while held").take_if(|now| now.session == session);
         Ok(Reply::SnapshotInstalled { vote: installed })
@@ -477,41 +471,6 @@ async fn engine<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
 
 fn stopped(error: impl std::fmt::Display) -> RaftFailure {
     RaftFailure::Stopped(error.to_string())
-}
-
-/// Copies what matters out of the library's metrics whenever it changes, so that nobody else holds on to them: a borrow
-/// of the library's watch that is held blocks its core.
-async fn follow_status(me: NodeId, raft: Library, heard: Arc<Heard>, sender: rt::watch::Sender<RaftStatus>) {
-    let mut metrics = raft.server_metrics();
-    loop {
-        let news = heard.news();
-        let now = metrics.borrow_watched().clone();
-        let vote = now.vote.to_plain();
-        let elected = (vote.committed && now.current_leader == Some(vote.leader.node.get())).then_some(vote.leader);
-        let leads = now.state == ServerState::Leader && elected.is_some_and(|leader| leader.node == me);
-        // The library goes on naming a leader that has died, or that led before this node was restarted.
-        let heard_until = elected.filter(|_| !leads).and_then(|leader| heard.until(leader));
-        let status = RaftStatus {
-            term: vote.leader.term,
-            leader: elected.filter(|_| leads || heard_until.is_some()),
-            leads,
-            membership: now.membership_config.to_plain(),
-        };
-        sender.send_if_modified(|current| {
-            let changed = *current != status;
-            *current = status;
-            changed
-        });
-        let (changed, news) = (std::pin::pin!(metrics.changed()), std::pin::pin!(news));
-        let changed = futures::future::select(changed, news);
-        let changed = match heard_until {
-            Some(until) => rt::timeout_at(until, changed).await,
-            None => Ok(changed.await),
-        };
-        if let Ok(futures::future::Either::Left((Err(_), _))) = changed {
-            return;
-        }
-    }
 }
 
 /// How long a peer may take to answer a question that is not the library's own.

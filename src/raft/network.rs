@@ -22,6 +22,8 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
+use tracing::Instrument;
+
 use super::order::ALONE;
 use super::state_store::SnapshotData;
 use super::types::{Config, FromRaft, OSnapshotMeta, OVote, ToRaft};
@@ -227,17 +229,17 @@ impl Client {
         vote: OVote,
         meta: &OSnapshotMeta,
         mut reader: SnapshotReader,
+        session: u64,
     ) -> Result<SnapshotResponse<Config>, StreamingError<Config>> {
         let vote = vote.to_plain();
-        let session = rt::random_u64();
         let begin = Request::SnapshotBegin {
             session,
             vote,
             applied: meta.last_log_id.map(|id| id.to_plain()),
             membership: meta.last_membership.to_plain(),
         };
-        let (peer, started) = (self.peer.to_string(), rt::Instant::now());
-        tracing::info!(%peer, session, "sending a snapshot");
+        let started = rt::Instant::now();
+        tracing::info!("sending a snapshot");
         self.snapshot_step(begin, CHUNK_TRIES).await?;
         let (mut index, mut bytes) = (0, 0);
         while let Some(chunk) = next_chunk(&mut reader)? {
@@ -251,7 +253,7 @@ impl Client {
                     self.acked_up_to(&vote, meta.last_log_id.map(|id| id.to_plain()));
                 }
                 let took = started.elapsed();
-                tracing::info!(%peer, session, chunks = index, bytes, ?took, "the snapshot is installed");
+                tracing::info!(chunks = index, bytes, ?took, "the snapshot is installed");
                 Ok(SnapshotResponse::new(theirs.to_raft()))
             }
             other => Err(unexpected(&other).into()),
@@ -351,7 +353,9 @@ impl RaftNetworkV2<Config> for Client {
         let SnapshotData::Local(reader) = snapshot.snapshot else {
             return Err(NetworkError::from_string("a received snapshot is not sent on").into());
         };
-        let sent = self.send_snapshot(vote, &snapshot.meta, *reader);
+        let session = rt::random_u64();
+        let span = tracing::info_span!("snapshot", peer = %self.peer, session);
+        let sent = self.send_snapshot(vote, &snapshot.meta, *reader, session).instrument(span);
         futures::pin_mut!(sent, cancel);
         match futures::future::select(cancel, sent).await {
             futures::future::Either::Left((closed, _)) => Err(closed.into()),

@@ -116,6 +116,9 @@ impl Run {
         self.log.push((at, proposal.clone()));
 
         let expected = self.model.apply(at.leader, &proposal);
+        if self.rng.one_in(2) {
+            self.churned.state.foresee([&proposal].into_iter());
+        }
         for machine in [&mut self.straight, &mut self.churned] {
             let (response, effects) = machine.state.apply(&mut machine.rows, at, &proposal).unwrap();
             assert_eq!(decode_response(encode_response(&response)).as_ref(), Ok(&response), "{context}");
