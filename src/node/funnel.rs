@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::Semaphore;
 
 use super::Node;
@@ -25,6 +25,9 @@ const BATCHES_HERE_MAX: usize = 1;
 /// As [`BATCHES_HERE_MAX`], on their way to another leader, which takes longer by the way there and back.
 const BATCHES_AWAY_MAX: usize = 2;
 
+/// How long fewer than half as many as are on their way wait, to go with those who come back: about the way there and back
+/// within a site. Sent at once they would be a group of their own for good, and each group pays for a round.
+const COMPANY_WAIT_MAX: Duration = Duration::from_millis(2);
 /// Most submissions that are let in at a time, before others get to run.
 const LET_IN_MAX: usize = BATCH_MAX;
 
@@ -67,9 +70,14 @@ pub(super) async fn run_funnel(node: Arc<Node>, queue: Submissions) {
     let mut line = Line::new(node.clone(), queue);
     loop {
         // The slot first, then the batch: what comes while all slots are taken goes with the next one.
-        let slots = if node.status.borrow().leads { &here } else { &away };
+        let leads = node.status.borrow().leads;
+        let slots = if leads { &here } else { &away };
         let Some(slot) = line.until(slots.clone().acquire_owned()).await else { return };
         let slot = slot.expect("the semaphore is never closed");
+        if !leads && away.available_permits() < BATCHES_AWAY_MAX - 1 {
+            let back = rt::timeout(COMPANY_WAIT_MAX, away.acquire()).map(drop);
+            line.until_as_many_as(gather.last() / 2, back).await;
+        }
         let Some(batch) = gather.next_batch(&mut line).await else { return };
         let status = node.status.borrow();
         match status.leader {
@@ -114,21 +122,37 @@ impl Line {
     /// Lets in who comes, and sends away whose time is up, until `ready`; `None` once nobody can come any more.
     async fn until<T>(&mut self, ready: impl Future<Output = T>) -> Option<T> {
         let mut ready = pin!(ready);
-        std::future::poll_fn(|cx| {
-            match self.queue.poll_next_unpin(cx) {
-                Poll::Ready(Some(submission)) => {
-                    self.let_in(submission);
-                    // There may be more. But others are to run in between, however fast they come.
-                    cx.waker().wake_by_ref();
-                }
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => {}
-            }
-            // First, so that nobody whose time is up gets into a batch.
-            self.look_at_the_time(cx);
-            ready.as_mut().poll(cx).map(Some)
+        std::future::poll_fn(|cx| match self.look(cx) {
+            true => ready.as_mut().poll(cx).map(Some),
+            false => Poll::Ready(None),
         })
         .await
+    }
+
+    /// As [`Line::until`], or until `count` wait.
+    async fn until_as_many_as(&mut self, count: usize, ready: impl Future<Output = ()>) {
+        let mut ready = pin!(ready);
+        std::future::poll_fn(|cx| match self.look(cx) {
+            true if self.waiting.len() < count => ready.as_mut().poll(cx),
+            _ => Poll::Ready(()),
+        })
+        .await
+    }
+
+    /// False once nobody can come any more.
+    fn look(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.queue.poll_next_unpin(cx) {
+            Poll::Ready(Some(submission)) => {
+                self.let_in(submission);
+                // There may be more. But others are to run in between, however fast they come.
+                cx.waker().wake_by_ref();
+            }
+            Poll::Ready(None) => return false,
+            Poll::Pending => {}
+        }
+        // Here, so that nobody whose time is up gets into a batch.
+        self.look_at_the_time(cx);
+        true
     }
 
     /// This one, and those who have come behind it, up to [`LET_IN_MAX`].
@@ -257,21 +281,36 @@ mod tests {
         }
     }
 
+    /// Hands in so many; they are waited for as long as what this returns is held.
+    fn come(funnel: &Funnel, count: usize) -> Vec<oneshot::Receiver<Attempt>> {
+        let one = || {
+            let (answer, outcome) = oneshot::channel();
+            let sent = funnel.submit(Submission::Encoded { proposal: Bytes::from_static(b"write"), answer });
+            assert!(sent.is_ok());
+            outcome
+        };
+        (0..count).map(|_| one()).collect()
+    }
+
+    #[tokio::test]
+    async fn few_wait_for_those_who_come_back_and_many_do_not() {
+        let cluster = Cluster::local(1).await.expect("starts").remove(0);
+        let (funnel, queue) = Funnel::new();
+        let mut line = Line::new(cluster.node().clone(), queue);
+        let mut outcomes = come(&funnel, 3);
+        assert!(line.until_as_many_as(4, std::future::pending()).now_or_never().is_none());
+        assert!(line.until_as_many_as(4, std::future::ready(())).now_or_never().is_some(), "somebody is back");
+        outcomes.extend(come(&funnel, 1));
+        assert!(line.until_as_many_as(4, std::future::pending()).now_or_never().is_some());
+        cluster.shutdown().await.expect("shuts down");
+    }
+
     #[tokio::test]
     async fn however_many_come_the_others_get_to_run_in_between() {
         let cluster = Cluster::local(1).await.expect("starts").remove(0);
         let (funnel, queue) = Funnel::new();
         let mut line = Line::new(cluster.node().clone(), queue);
-        let come = |count: usize| -> Vec<_> {
-            let one = || {
-                let (answer, outcome) = oneshot::channel();
-                let sent = funnel.submit(Submission::Encoded { proposal: Bytes::from_static(b"write"), answer });
-                assert!(sent.is_ok());
-                outcome
-            };
-            (0..count).map(|_| one()).collect()
-        };
-        let _outcomes = come(2 * LET_IN_MAX + 1);
+        let _outcomes = come(&funnel, 2 * LET_IN_MAX + 1);
         let woken = Arc::new(Woken::default());
         let (waker, mut let_in) = (Waker::from(woken.clone()), 0);
         loop {

@@ -38,6 +38,11 @@ impl Gather {
         Gather { origin, last: (0, 0), short: false }
     }
 
+    /// Proposals of the batch before.
+    pub(super) fn last(&self) -> usize {
+        self.last.0
+    }
+
     /// At least one proposal, and whatever else is there, up to the limits.
     pub(super) async fn next_batch(&mut self, source: &mut impl Source) -> Option<Batch> {
         let (last, bytes) = self.last;
