@@ -149,7 +149,7 @@ macro_rules! owned_key {
 
 owned_key!(String => str, Vec<u8> => [u8]);
 
-/// Declares integers as keys: big-endian, with the sign bit turned over, so that negative ones come first.
+/// Declares integers as keys.
 macro_rules! integer_key {
     ($($integer:ty),*) => {$(
         impl Key for $integer {
@@ -157,12 +157,11 @@ macro_rules! integer_key {
             const WIDTH: Option<usize> = Some(size_of::<$integer>());
 
             fn encode(&self, to: &mut Vec<u8>) {
-                to.extend_from_slice(&(*self ^ <$integer>::MIN).to_be_bytes());
+                ordered::Ordered::put(*self, to);
             }
 
             fn decode(bytes: &[u8]) -> Result<$integer, KeyError> {
-                let bytes = bytes.try_into().map_err(|_| wrong_width(size_of::<$integer>(), bytes))?;
-                Ok(<$integer>::from_be_bytes(bytes) ^ <$integer>::MIN)
+                ordered::Ordered::take(bytes).ok_or_else(|| wrong_width(size_of::<$integer>(), bytes))
             }
         }
     )*};

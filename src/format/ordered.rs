@@ -11,6 +11,30 @@ const ZERO: u8 = 0x00;
 const ESCAPED: u8 = 0xff;
 const END: u8 = 0x00;
 
+/// An integer whose bytes compare as it does.
+pub(crate) trait Ordered: Sized {
+    fn put(self, to: &mut Vec<u8>);
+
+    /// `None` if `bytes` are too few, or too many.
+    fn take(bytes: &[u8]) -> Option<Self>;
+}
+
+macro_rules! ordered {
+    ($($integer:ty),*) => {$(
+        impl Ordered for $integer {
+            fn put(self, to: &mut Vec<u8>) {
+                to.extend_from_slice(&(self ^ <$integer>::MIN).to_be_bytes());
+            }
+
+            fn take(bytes: &[u8]) -> Option<Self> {
+                Some(<$integer>::from_be_bytes(bytes.try_into().ok()?) ^ <$integer>::MIN)
+            }
+        }
+    )*};
+}
+
+ordered!(u8, u16, u32, u64, u128, i8, i16, i32, i64, i128);
+
 /// Closes the part that `to` holds from `start` on.
 pub(crate) fn close(to: &mut Vec<u8>, start: usize) {
     if to[start..].contains(&ZERO) {
@@ -55,6 +79,19 @@ mod tests {
         close(&mut bytes, 6);
         assert!(bytes.starts_with(b"before"));
         bytes.split_off(6)
+    }
+
+    #[test]
+    fn integers_are_these_bytes() {
+        fn put(integer: impl Ordered) -> Vec<u8> {
+            let mut to = vec![];
+            integer.put(&mut to);
+            to
+        }
+        assert_eq!(put(0x0102u16), [1, 2]);
+        assert_eq!([put(-1i8), put(0i8), put(1i8)], [[0x7f], [0x80], [0x81]]);
+        assert_eq!(i32::take(&put(-7i32)), Some(-7));
+        assert_eq!((u32::take(&[1, 2, 3]), u8::take(&[1, 2])), (None, None));
     }
 
     #[test]

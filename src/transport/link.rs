@@ -275,6 +275,19 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_for_another_node_or_of_another_cluster_is_refused() {
+        let (here, there) = (link(1, 1, 1), link(2, 1, 2));
+        let to_three = message::encode_request(&there.header(Some(NodeId::new(3)), 5), &Request::ReadIndex);
+        let (one, three) = (NodeId::new(1), NodeId::new(3));
+        assert!(matches!(here.accept(to_three), Err(FrameRefused::OtherTarget { to, me }) if (to, me) == (three, one)));
+        let stranger = link(4, 1, 4);
+        stranger.join(ClusterId::new(8));
+        let refused = here.accept(frame(&stranger));
+        assert!(matches!(refused, Err(FrameRefused::OtherCluster { theirs: Some(theirs), .. }) if theirs != CLUSTER));
+        assert!(here.accept(frame(&there)).is_ok());
+    }
+
+    #[test]
     fn what_was_said_of_another_life_concerns_nobody() {
         let (now, before) = (link(2, 9, 1), link(2, 8, 1));
         now.told_of_copy(NodeId::new(1), before.inner.incarnation);
