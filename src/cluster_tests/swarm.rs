@@ -250,6 +250,11 @@ async fn break_disk(sim: &Sim, fault: Option<DiskFault>, time: Duration) -> Opti
     let fault = fault?;
     sim.run_for(Duration::from_millis(sim.random(time.as_millis() as u64))).await;
     let (name, _) = sim.open().into_iter().next()?;
+    // A node that runs has what it reads in memory, as a rule; one that starts has nothing.
+    if fault == DiskFault::Read && sim.random(2) == 0 {
+        sim.kill(&name).ok()?;
+        sim.restart(&name).ok()?;
+    }
     sim.fail_disk(&name, fault, sim.random(10)).ok()?;
     Some(name)
 }
