@@ -297,7 +297,8 @@ impl Cluster {
 
     /// Stops this node: hands leadership over, finishes what is under way, closes the files.
     ///
-    /// When it returns the directory can be opened again. Other handles on the node get [`Error::Stopped`].
+    /// When it returns the directory can be opened again. Other handles on the node get [`Error::Stopped`]. It waits for
+    /// whatever the disk is at, however long that takes.
     ///
     /// # Errors
     /// None so far; the type leaves room.
