@@ -101,7 +101,7 @@ impl Findings {
 
     /// The one log of all nodes.
     fn log(&self) -> CommitLog {
-        let (_, longest) = self.logs.iter().max_by_key(|(last, _)| *last).expect("there are nodes");
+        let (until, longest) = self.logs.iter().max_by_key(|(last, _)| *last).expect("there are nodes");
         for (n, (last, commits)) in self.logs.iter().enumerate() {
             let shared: Vec<_> = longest.iter().take_while(|commit| commit.revision <= *last).collect();
             for (theirs, ours) in shared.iter().zip(commits) {
@@ -109,7 +109,7 @@ impl Findings {
             }
             assert_eq!(shared.len(), commits.len(), "seed {}: node {n} has another number of commits", self.seed);
         }
-        CommitLog::partial(longest.clone())
+        CommitLog::partial(longest.clone(), *until)
     }
 }
 

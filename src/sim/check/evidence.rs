@@ -61,9 +61,11 @@ pub struct LockEvidence {
 #[serde(rename_all = "snake_case")]
 enum Line {
     Call(Call),
-    /// Where the log begins, and whether it holds every revision.
+    /// Where the log begins and ends, and whether it holds every revision.
     Log {
         base_revision: Revision,
+        #[serde(default)]
+        until: Revision,
         complete: bool,
     },
     Base {
@@ -127,8 +129,8 @@ impl Evidence {
     /// # Errors
     /// Those of `to`.
     pub fn write_jsonl(&self, mut to: impl Write) -> io::Result<()> {
-        let CommitLog { base_revision, base, commits, complete } = &self.log;
-        let log = Line::Log { base_revision: *base_revision, complete: *complete };
+        let CommitLog { base_revision, base, commits, until, complete } = &self.log;
+        let log = Line::Log { base_revision: *base_revision, until: *until, complete: *complete };
         let base = base.iter().map(|(key, seen)| Line::Base { key: key.clone(), seen: seen.clone() });
         let lines = [log]
             .into_iter()
@@ -151,8 +153,8 @@ impl Evidence {
         for line in read_lines(from)? {
             match line {
                 Line::Call(call) => calls.push(call),
-                Line::Log { base_revision, complete } => {
-                    (evidence.log.base_revision, evidence.log.complete) = (base_revision, complete);
+                Line::Log { base_revision, until, complete } => {
+                    evidence.log = CommitLog { base_revision, until, complete, ..evidence.log };
                 }
                 Line::Base { key, seen } => drop(evidence.log.base.insert(key, seen)),
                 Line::Commit(commit) => evidence.log.commits.push(commit),

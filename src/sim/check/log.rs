@@ -22,6 +22,9 @@ pub struct CommitLog {
     pub base: BTreeMap<String, Seen>,
     /// Everything after that, by ascending revision.
     pub commits: Vec<Commit>,
+    /// Up to where nothing is missing: behind the last of `commits` if what came then touched no key of this log. Zero
+    /// counts as the revision of the last commit.
+    pub until: Revision,
     /// Whether `commits` hold every revision and not only those that touch some keys.
     pub complete: bool,
 }
@@ -99,14 +102,14 @@ impl CommitLog {
         CommitLog { commits, complete: true, ..CommitLog::default() }
     }
 
-    /// A log that begins with the empty store and holds those revisions that changed the keys it is about.
-    pub fn partial(commits: Vec<Commit>) -> Self {
-        CommitLog { commits, ..CommitLog::default() }
+    /// A log that begins with the empty store and holds those revisions up to `until` that changed the keys it is about.
+    pub fn partial(commits: Vec<Commit>, until: Revision) -> Self {
+        CommitLog { commits, until, ..CommitLog::default() }
     }
 
-    /// The newest revision in it.
+    /// The newest revision that it tells of.
     pub fn last(&self) -> Revision {
-        self.commits.last().map_or(self.base_revision, |commit| commit.revision)
+        self.commits.last().map_or(self.base_revision, |commit| commit.revision).max(self.until)
     }
 
     /// What that revision changed.

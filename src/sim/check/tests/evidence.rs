@@ -30,7 +30,12 @@ fn a_run_is_the_same_after_it_was_written_and_read() {
     ];
     let hold = Hold { client: 1, fence: Fence::new(rev(2)).unwrap(), granted_ns: 3, ended_ns: None, lost: false };
     let evidence = Evidence {
-        log: CommitLog { base_revision: rev(7), base: [("x".to_owned(), seen("1", 3))].into(), ..run().log },
+        log: CommitLog {
+            base_revision: rev(7),
+            base: [("x".to_owned(), seen("1", 3))].into(),
+            until: rev(12),
+            ..run().log
+        },
         watches: vec![WatchRecord { steps, ..WatchRecord::new("w", Span::prefix("a"), WatchStart::From(rev(1))) }],
         leases: vec![LeaseRecord {
             lease: LeaseId::new(1),

@@ -263,3 +263,17 @@ fn right_watches_pass_and_damaged_ones_do_not() {
     }
     assert!(rejected.len() == 5 && rejected.values().all(|count| *count > 50), "{rejected:?}");
 }
+
+/// Seen with real processes: the last thing that happened was that a lock was given back.
+#[test]
+fn a_place_behind_the_last_commit_of_the_watched_keys_is_right_as_far_as_the_log_tells() {
+    let log = CommitLog::partial(log().commits, rev(6));
+    let at = |place| {
+        let mut steps = batches(&[1, 2, 3, 4]);
+        steps.push(WatchStep::Place(rev(place)));
+        let violations = watch(FROM_1, steps).check(&log);
+        violations.iter().map(|violation| violation.property).collect::<Vec<_>>()
+    };
+    assert_eq!(at(6), []);
+    assert_eq!(at(7), [Property::W6]);
+}
