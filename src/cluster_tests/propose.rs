@@ -199,6 +199,24 @@ async fn writes_end_each_at_its_own_deadline_be_they_under_way_or_still_in_the_l
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_caller_of_a_follower_is_not_held_up_by_many_who_are_not_answered() {
+    let group = Group::started(3, 1).await;
+    let (leader, node) = (group.leader().await, group.node(group.follower().await));
+    node.set("warm", &0).await.expect("written");
+    group.network.isolate(group.peers[leader].name.clone());
+    let many =
+        join_all((0..8).map(|i| node.set(format!("k{i}"), &i).timeout(Duration::from_millis(100)).into_future()));
+    let one = async {
+        rt::sleep(Duration::from_millis(10)).await;
+        node.set("one", &1).timeout(Duration::from_millis(20)).await
+    };
+    let (many, one) = futures::join!(many, one);
+    for outcome in many.into_iter().chain([one]) {
+        assert!(matches!(outcome, Err(Error::Indeterminate { .. })), "it was sent: {outcome:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn more_writes_than_the_limit_are_refused_at_once_and_the_others_go_on() {
     let group = Group::started(3, 1).await;
     let node = group.node(0);

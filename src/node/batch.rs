@@ -170,8 +170,8 @@ impl Drop for Waiting {
     /// The task that was to tell them has panicked, or ends with its runtime.
     fn drop(&mut self) {
         for waiting in self.take_all() {
-            if let Proposed::Write(write) = waiting {
-                write.lost();
+            if let Proposed::Write(mut write) = waiting {
+                write.logged_perhaps();
             }
         }
     }
@@ -183,20 +183,41 @@ mod tests {
 
     use super::super::write::Asked;
     use super::*;
-    use crate::{Cluster, Error};
+    use crate::command::Response;
+    use crate::{Cluster, Error, Outcome};
+
+    /// A write that nobody sees to, and where its caller would wait.
+    fn write(node: &Node) -> (Write, oneshot::Receiver<Result<Response, Error>>) {
+        let (answer, outcome) = oneshot::channel();
+        let claim = node.clients.claim().expect("not busy").expect("there is a record");
+        (Asked::new(Bytes::new(), Duration::from_secs(5), answer).claimed(claim), outcome)
+    }
+
+    fn batch_of(node: &Node, write: Write) -> Batch {
+        let mut batch = Batch::new(node.id(), 1, 0);
+        batch.push(Proposed::Write(write));
+        batch
+    }
 
     #[tokio::test]
-    async fn the_outcome_of_a_batch_that_nobody_sees_to_any_more_is_unknown() {
+    async fn what_nobody_sees_to_any_more_ends_by_what_may_have_become_of_it() {
         let cluster = Cluster::local(1).await.expect("starts").remove(0);
         cluster.set("opens a record", &1).await.expect("written");
         let node = cluster.node();
-        let (answer, outcome) = oneshot::channel();
-        let claim = node.clients.claim().expect("not busy").expect("there is a record");
-        let write = Asked::new(Bytes::new(), Duration::from_secs(5), answer).claimed(claim);
-        let mut batch = Batch::new(node.id(), 1, 0);
-        batch.push(Proposed::Write(write));
-        drop(batch.close(node.clone()));
-        assert!(matches!(outcome.await, Ok(Err(Error::Indeterminate { .. }))));
+
+        let (new, outcome) = write(node);
+        drop(batch_of(node, new));
+        assert!(outcome.await.is_err(), "it was never sent: its caller finds the node stopped");
+
+        let (mut repeated, outcome) = write(node);
+        repeated.logged_perhaps();
+        drop(batch_of(node, repeated));
+        let Ok(Err(Error::Indeterminate { ticket })) = outcome.await else { panic!("an attempt may be in the log") };
+        assert_eq!(cluster.resolve(&ticket).await, Ok(Outcome::Never));
+
+        let (sent, outcome) = write(node);
+        drop(batch_of(node, sent).close(node.clone()));
+        assert!(matches!(outcome.await, Ok(Err(Error::Indeterminate { .. }))), "it was on its way");
         cluster.shutdown().await.expect("shuts down");
     }
 

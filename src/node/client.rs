@@ -40,7 +40,7 @@ struct Numbers {
     next: u64,
     /// Numbers handed out and not answered, abandoned ones included.
     unanswered: BTreeSet<u64>,
-    /// Those whose callers have been given a ticket.
+    /// Those that nobody holds any more; some have tickets.
     abandoned: usize,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Claim {
     record: Arc<Record>,
     seq: u64,
     logged_perhaps: bool,
-    settled: bool,
+    answered: bool,
 }
 
 impl Clients {
@@ -82,7 +82,7 @@ impl Clients {
         numbers.next += 1;
         numbers.unanswered.insert(seq);
         drop(numbers);
-        Ok(Some(Claim { record, seq, logged_perhaps: false, settled: false }))
+        Ok(Some(Claim { record, seq, logged_perhaps: false, answered: false }))
     }
 
     /// Drops a record that the cluster no longer knows.
@@ -133,25 +133,22 @@ impl Claim {
         self.logged_perhaps
     }
 
-    /// The outcome is known: the number may be forgotten by the cluster.
-    pub(super) fn answered(mut self) {
-        self.settled = true;
-        self.record.numbers.lock().expect("no panic while held").unanswered.remove(&self.seq);
+    /// What asks for the outcome, should it stay unknown.
+    pub(super) fn ticket(&self) -> Ticket {
+        Ticket { client: self.record.client, seq: self.seq }
     }
 
-    /// The outcome stays unknown: the number is kept for its ticket.
-    pub(super) fn abandon(mut self) -> Ticket {
-        self.settled = true;
-        self.record.numbers.lock().expect("no panic while held").abandoned += 1;
-        Ticket { client: self.record.client, seq: self.seq }
+    /// The outcome is known: the number may be forgotten by the cluster.
+    pub(super) fn answered(&mut self) {
+        self.answered = true;
+        self.record.numbers.lock().expect("no panic while held").unanswered.remove(&self.seq);
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // A task that ends in the middle (shutdown, replaced record) leaves its number as if its ticket had been given out:
-        // nothing may be forgotten that could still be applied.
-        if !self.settled {
+        // The number is kept for its ticket, also if none was given out: nothing may be forgotten that could still be applied.
+        if !self.answered {
             self.record.numbers.lock().expect("no panic while held").abandoned += 1;
         }
     }

@@ -193,20 +193,6 @@ impl Line {
     }
 }
 
-impl Drop for Line {
-    /// The node stops. None of these went out with this attempt; of those that went before, nobody will know.
-    fn drop(&mut self) {
-        let submitted = std::iter::from_fn(|| self.queue.try_recv().ok()).filter_map(|submission| match submission {
-            Submission::Claimed(write) => Some(Proposed::Write(write)),
-            // Their askers learn it as the answer is dropped.
-            Submission::Write { .. } | Submission::Encoded { .. } => None,
-        });
-        for proposed in self.waiting.drain(..).chain(submitted) {
-            proposed.tell(&self.node, Attempt::Stopped(self.node.stop_reason()));
-        }
-    }
-}
-
 impl Source for Line {
     fn take(&mut self) -> Option<Proposed> {
         if self.waiting.is_empty()
@@ -258,7 +244,7 @@ impl Door {
         match claim {
             Ok(Some(claim)) => return Some(Proposed::Write(asked.claimed(claim))),
             Ok(None) => rt::spawn("write", node.clone().claim_and_write(asked)).detach(),
-            Err(error) => asked.end(Err(error)),
+            Err(error) => asked.refuse(error),
         }
         None
     }
@@ -298,7 +284,8 @@ mod tests {
         let (funnel, queue) = Funnel::new();
         let mut line = Line::new(cluster.node().clone(), queue);
         let mut outcomes = come(&funnel, 3);
-        assert!(line.until_as_many_as(4, std::future::pending()).now_or_never().is_none());
+        drop(come(&funnel, 5));
+        assert!(line.until_as_many_as(4, std::future::pending()).now_or_never().is_none(), "five gave up at once");
         assert!(line.until_as_many_as(4, std::future::ready(())).now_or_never().is_some(), "somebody is back");
         outcomes.extend(come(&funnel, 1));
         assert!(line.until_as_many_as(4, std::future::pending()).now_or_never().is_some());

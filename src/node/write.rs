@@ -52,9 +52,17 @@ pub(super) struct Asked {
 }
 
 /// A write that has its number.
+///
+/// Let go without an end, because the node stops or a task has panicked, it ends by itself: its outcome is unknown if it may
+/// be in a log, and otherwise its caller learns that the node has stopped.
 pub(super) struct Write {
-    asked: Asked,
+    /// Encoded.
+    command: Bytes,
+    started: Instant,
+    deadline: Instant,
     claim: Claim,
+    /// There until it is used.
+    answer: Option<Answer>,
 }
 
 impl Asked {
@@ -65,28 +73,29 @@ impl Asked {
     }
 
     pub(super) fn claimed(self, claim: Claim) -> Write {
-        Write { asked: self, claim }
+        let Asked { command, started, deadline, answer } = self;
+        Write { command, started, deadline, claim, answer: Some(answer) }
     }
 
-    pub(super) fn end(self, outcome: Result<Response, Error>) {
+    pub(super) fn refuse(self, why: Error) {
         // Nobody need be waiting any more.
-        let _ = self.answer.send(outcome);
-    }
-
-    fn not_applied(self, why: Obstacle) {
-        let waited = self.started.elapsed();
-        self.end(Err(Error::NotApplied { why, waited }));
+        let _ = self.answer.send(Err(why));
     }
 }
 
 impl Write {
     pub(super) fn deadline(&self) -> Instant {
-        self.asked.deadline
+        self.deadline
     }
 
     /// Appends the proposal of it, as of now.
     pub(super) fn put_proposal(&self, w: &mut Writer, origin: NodeId) {
-        put_proposal(w, origin, rt::wall_ms(), Some(self.claim.stamp()), |w| w.raw(&self.asked.command));
+        put_proposal(w, origin, rt::wall_ms(), Some(self.claim.stamp()), |w| w.raw(&self.command));
+    }
+
+    /// It has been sent, and nobody may ever be told what becomes of it.
+    pub(super) fn logged_perhaps(&mut self) {
+        self.claim.logged_perhaps();
     }
 
     /// Ends it, if this attempt does. Otherwise it comes back with what stands in its way.
@@ -95,61 +104,63 @@ impl Write {
             Attempt::Decided(response) => return self.decided(node, response),
             Attempt::NotSent(why) => return Some((self, why)),
             Attempt::Unknown => {
-                self.claim.logged_perhaps();
+                self.logged_perhaps();
                 return Some((self, Obstacle::Timeout));
             }
-            Attempt::Stopped(reason) if self.claim.may_be_logged() => {
-                tracing::debug!(reason, "stopped with a write under way");
-                self.indeterminate();
-            }
-            Attempt::Stopped(reason) => self.asked.end(Err(Error::Stopped { reason })),
+            Attempt::Stopped(reason) => tracing::debug!(reason, "stopped with a write under way"),
         }
         None
     }
 
-    fn decided(self, node: &Node, response: Response) -> Option<(Self, Obstacle)> {
+    fn decided(mut self, node: &Node, response: Response) -> Option<(Self, Obstacle)> {
         match response {
             Response::Refused(Refusal::UnknownClient) => {
                 // The record is gone, and with it what it knew of this number. Even to the first attempt this is no proof
                 // that nothing was carried out: it may answer a double of the frame, and the record have ended in between.
                 // Under another record it could be carried out again.
-                node.clients.forget(self.claim.stamp().client);
-                self.indeterminate();
+                node.clients.forget(self.claim.ticket().client);
+                self.logged_perhaps();
             }
             Response::Refused(Refusal::TooFarAhead { limit }) => {
                 return Some((self, Obstacle::Busy { what: "unanswered writes of this process", limit }));
             }
             Response::Refused(Refusal::Sealed) => self.not_applied(Obstacle::Sealed),
-            response => {
-                self.claim.answered();
-                self.asked.end(Ok(response));
-            }
+            response => self.known(Ok(response)),
         }
         None
     }
 
-    /// Nobody will be told what becomes of it.
-    pub(super) fn lost(mut self) {
-        self.claim.logged_perhaps();
-        self.indeterminate();
-    }
-
     /// Ends it at its deadline.
     fn give_up(self, obstacle: Obstacle) {
-        match self.claim.may_be_logged() {
-            true => self.indeterminate(),
-            false => self.not_applied(obstacle),
+        if !self.claim.may_be_logged() {
+            self.not_applied(obstacle);
         }
     }
 
-    fn indeterminate(self) {
-        let ticket = self.claim.abandon();
-        self.asked.end(Err(Error::Indeterminate { ticket }));
+    fn not_applied(self, why: Obstacle) {
+        let waited = self.started.elapsed();
+        self.known(Err(Error::NotApplied { why, waited }));
     }
 
-    fn not_applied(self, why: Obstacle) {
+    fn known(mut self, outcome: Result<Response, Error>) {
         self.claim.answered();
-        self.asked.not_applied(why);
+        self.end(outcome);
+    }
+
+    fn end(&mut self, outcome: Result<Response, Error>) {
+        if let Some(answer) = self.answer.take() {
+            // Nobody need be waiting any more.
+            let _ = answer.send(outcome);
+        }
+    }
+}
+
+impl Drop for Write {
+    fn drop(&mut self) {
+        // Otherwise the answer is dropped, if it is still there, and by that the caller knows.
+        if self.claim.may_be_logged() {
+            self.end(Err(Error::Indeterminate { ticket: self.claim.ticket() }));
+        }
     }
 }
 
@@ -197,15 +208,14 @@ impl Node {
     pub(super) async fn claim_and_write(self: Arc<Self>, asked: Asked) {
         match self.claim(asked.started, asked.deadline).await {
             Ok(claim) => self.hand_in(asked.claimed(claim)),
-            Err(error) => asked.end(Err(error)),
+            Err(error) => asked.refuse(error),
         }
     }
 
     /// Sends a write to the end of the line.
     fn hand_in(self: &Arc<Self>, write: Write) {
-        if let Err(Submission::Claimed(write)) = self.funnel.submit(Submission::Claimed(write)) {
-            self.settle(write, Attempt::Stopped(self.stop_reason()));
-        }
+        // If there is nobody to take it any more, it ends by itself.
+        drop(self.funnel.submit(Submission::Claimed(write)));
     }
 
     async fn claim(self: &Arc<Self>, started: Instant, deadline: Instant) -> Result<Claim, Error> {
