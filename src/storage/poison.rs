@@ -51,6 +51,14 @@ impl Poison {
         self.error().unwrap_or(error)
     }
 
+    /// Stops all writing and marks nothing: the files are as good as they were, but this release cannot go on with them.
+    pub(crate) fn halt(&self, error: StorageError) -> StorageError {
+        if self.inner.first.set(error.clone()).is_ok() {
+            tracing::error!(%error, "this node stops; its directory is in order");
+        }
+        self.error().unwrap_or(error)
+    }
+
     /// Stops all writing and marks nothing, as a power failure would. For dropping databases without a clean close.
     pub(crate) fn power_off(&self) {
         let _ = self.inner.first.set(StorageError::new("disk", "power", "switched off"));

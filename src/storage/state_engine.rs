@@ -31,6 +31,7 @@ use crate::error::{StartError, StorageError};
 use crate::format::command::decode_proposal;
 use crate::format::snapshot::SnapshotMeta;
 use crate::format::state::{APPLIED, SNAPSHOT, live_table};
+use crate::format::wire::DecodeError;
 use crate::rt::worker::{Drive, Engine, Knocker, Mailbox, Step, drive_from};
 use crate::state_machine::{RowError, State};
 use crate::storage::answers::Answers;
@@ -298,7 +299,8 @@ impl StateEngine {
         // All are decoded before any is applied: a command that this release does not know stops the node as it was.
         let mut decoded = Vec::with_capacity(entries.len());
         for entry in entries {
-            decoded.push(decode(entry)?);
+            let log_id = entry.log_id;
+            decoded.push(decode(entry).map_err(|error| self.not_understood(log_id, &error))?);
         }
         let entries = decoded;
         let bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
@@ -333,6 +335,18 @@ impl StateEngine {
             self.log.applied(at.index);
         }
         Ok(applied)
+    }
+
+    /// An entry that a newer release proposed is no damage: that release will go on from here.
+    fn not_understood(&self, log_id: LogId, error: &DecodeError) -> StorageError {
+        let failed = |reason| StorageError::new(FILE, "apply", reason);
+        match error.is_newer() {
+            true => {
+                let remedy = "a newer release proposed it: start that release on this node";
+                self.poison.halt(failed(format_args!("entry {log_id}: {error}; {remedy}")))
+            }
+            false => failed(format_args!("entry {log_id}: {error}")),
+        }
     }
 
     fn publish(&mut self) {
@@ -437,7 +451,7 @@ enum Content {
     Membership(Membership),
 }
 
-fn decode(entry: LogEntry) -> Result<Decoded, StorageError> {
+fn decode(entry: LogEntry) -> Result<Decoded, DecodeError> {
     let LogEntry { log_id, payload } = entry;
     let mut bytes = 0;
     let content = match payload {
@@ -445,9 +459,7 @@ fn decode(entry: LogEntry) -> Result<Decoded, StorageError> {
         Payload::Membership(membership) => Content::Membership(membership),
         Payload::Proposal(encoded) => {
             bytes = encoded.len() as u64;
-            let proposal = decode_proposal(encoded)
-                .map_err(|error| StorageError::new(FILE, "apply", format_args!("entry {log_id}: {error}")))?;
-            Content::Proposal(proposal)
+            Content::Proposal(decode_proposal(encoded)?)
         }
     };
     Ok(Decoded { log_id, content, bytes })

@@ -510,8 +510,8 @@ fn an_entry_that_cannot_be_read_stops_the_node_before_anything_of_its_batch_is_a
         let disk = MemDisk::new();
         let node = Node::open(Arc::new(disk.clone())).unwrap();
         node.apply(&[entry(1, 0, put("k", "1"))]).await.unwrap();
-        let unknown = LogEntry { log_id: at(1, 2), payload: Payload::Proposal(Bytes::from_static(b"\xff\xff")) };
-        let failed = node.apply(&[entry(1, 1, put("k", "2")), unknown]).await.unwrap_err();
+        let cut = LogEntry { log_id: at(1, 2), payload: Payload::Proposal(Bytes::from_static(b"\x01")) };
+        let failed = node.apply(&[entry(1, 1, put("k", "2")), cut]).await.unwrap_err();
         assert!(failed.reason.contains("t1-n1.2"), "{failed}");
         assert_eq!(node.store.applied().last_applied, Some(at(1, 0)));
         let refused = [
@@ -526,6 +526,27 @@ fn an_entry_that_cannot_be_read_stops_the_node_before_anything_of_its_batch_is_a
             assert_eq!(result.map_err(|error| error.reason), Err(failed.reason.clone()), "operation {i}");
         }
         assert!(disk.failed().unwrap().is_some(), "no marker was left");
+    });
+}
+
+#[test]
+fn an_entry_of_a_newer_release_stops_the_node_and_leaves_its_directory_to_that_release() {
+    let disk = MemDisk::new();
+    run(async {
+        let node = Node::open(Arc::new(disk.clone())).unwrap();
+        node.append(&[entry(1, 0, put("k", "1"))]).await.unwrap();
+        node.apply(&[entry(1, 0, put("k", "1"))]).await.unwrap();
+        let newer = LogEntry { log_id: at(1, 2), payload: Payload::Proposal(Bytes::from_static(b"\xff\xff")) };
+        let failed = node.apply(&[entry(1, 1, put("k", "2")), newer]).await.unwrap_err();
+        assert!(failed.reason.contains("t1-n1.2") && failed.reason.contains("start that release"), "{failed}");
+        let next = node.apply(&[entry(1, 1, put("k", "2"))]).await.map(drop);
+        assert_eq!(next.map_err(|error| error.reason), Err(failed.reason), "nothing is applied behind it");
+    });
+    assert_eq!(disk.failed().unwrap(), None, "the member need not be replaced");
+    run(async {
+        let node = Node::open(Arc::new(disk)).unwrap();
+        node.apply(&[entry(1, 0, put("k", "1")), entry(1, 1, put("k", "2"))]).await.unwrap();
+        assert_eq!(node.store.applied().last_applied, Some(at(1, 1)));
     });
 }
 
