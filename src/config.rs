@@ -86,6 +86,9 @@ pub enum Runtime {
     Current,
 }
 
+/// History cannot be bounded more closely than the leader looks at it.
+const HISTORY_AGE_MIN: Duration = Duration::from_secs(10);
+
 /// Everything about one node that is not its name, its place or its peers.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -97,6 +100,8 @@ pub(crate) struct Settings {
     pub(crate) quota_bytes: u64,
     /// Revisions of history to keep below the newest.
     pub(crate) history_revisions: u64,
+    /// Age beyond which even these are forgotten.
+    pub(crate) history_age: Option<Duration>,
     /// Revisions kept in memory for watchers; who is further behind reads from the store.
     pub(crate) watch_revisions: usize,
     /// How long a client record outlives its process. Below this no write is forgotten while it is being retried.
@@ -146,6 +151,7 @@ impl Default for Settings {
             timeout: Duration::from_secs(10),
             quota_bytes: 2 << 30,
             history_revisions: 100_000,
+            history_age: None,
             watch_revisions: 8192,
             client_ttl: Duration::from_secs(300),
             inline_storage: false,
@@ -164,6 +170,9 @@ impl Settings {
             if value < least { Err(StartError::Config { setting, value: format!("{value:?}"), rule }) } else { Ok(()) }
         };
         at_least("timeout", self.timeout, Duration::from_millis(1))?;
+        if let Some(age) = self.history_age {
+            at_least("history_age", age, HISTORY_AGE_MIN)?;
+        }
         if self.history_revisions < 1000 {
             let rule = "it must be at least 1000 revisions".into();
             return Err(StartError::Config { setting: "history", value: self.history_revisions.to_string(), rule });

@@ -125,6 +125,14 @@ impl Builder {
         self
     }
 
+    /// How long history is kept, at the most: what was superseded longer ago than this is forgotten, however few revisions
+    /// have come since. At least 10 s. Default: no bound but [`history`](Self::history). The leader's setting counts, and its
+    /// clock: what happened before it was started counts as having happened then.
+    pub fn history_age(mut self, age: Duration) -> Self {
+        self.settings.history_age = Some(age);
+        self
+    }
+
     /// Where the node's own tasks run. Default: a thread of its own.
     ///
     /// [`Runtime::Current`] also runs the storage engines as tasks of that runtime, fsync included: only for tests on a

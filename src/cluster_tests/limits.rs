@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::support::{Group, eventually};
+use crate::rt;
 use crate::{Error, KEY_BYTES_MAX, Raw, VALUE_BYTES_MAX, prefix, put};
 
 #[tokio::test(start_paused = true)]
@@ -55,4 +56,27 @@ async fn at_the_quota_growing_stops_everything_else_goes_on_and_deleting_makes_r
     eventually("room again", || node.status().used_bytes < 500_000).await;
     node.set("k", &value).await.expect("written");
     group.converged().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_that_is_too_old_is_forgotten_whoever_leads_and_nothing_younger() {
+    let mut group = Group::new(3, 1).tune(|settings| settings.history_age = Some(Duration::from_secs(60)));
+    group.start_all().await;
+    let old = group.node(0).set("k", &1).await.expect("written").revision;
+    rt::sleep(Duration::from_secs(30)).await;
+    let young = group.node(0).set("k", &2).await.expect("written").revision;
+    group.node(0).set("k", &3).await.expect("written");
+    let leader = group.leader().await;
+    group.stop(leader).await;
+    let rest: Vec<usize> = (0..3).filter(|n| *n != leader).collect();
+    group.leader_among(&rest).await;
+    rt::sleep(Duration::from_secs(33)).await;
+    let node = group.node(rest[0]);
+    assert_eq!(node.status().oldest, old, "what the first write left was superseded half a minute ago");
+    assert_eq!(node.get::<i32>("k").at(young).await.expect("it is there").as_deref(), Some(&2));
+    rt::sleep(Duration::from_secs(30)).await;
+    assert_eq!(node.status().oldest, node.status().revision, "the newest state is never too old");
+    let gone = node.get::<i32>("k").at(young).await;
+    assert!(matches!(gone, Err(Error::Compacted { .. })), "{gone:?}");
+    assert_eq!(node.get::<i32>("k").await.expect("it is there").as_deref(), Some(&3));
 }

@@ -5,6 +5,7 @@
 
 mod batch;
 mod client;
+mod compaction;
 mod expiry;
 mod formation;
 mod funnel;

@@ -9,24 +9,14 @@ use futures::channel::oneshot;
 
 use super::open::observer;
 use super::{Node, Phase};
-use crate::command::{Command, Response};
 use crate::error::StorageError;
 use crate::raft::{Parts, Raft};
 use crate::rt::{self, Instant, mutant};
-use crate::types::Revision;
 
 /// How often the core is asked whether it lives; its metrics do not tell.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Restarts of the consensus module in one life of a node. A core that keeps panicking is a bug that a restart only hides.
 const RESTARTS_MAX: u32 = 5;
-/// How often the leader looks whether history has outgrown its bound.
-const COMPACT_INTERVAL: Duration = Duration::from_secs(1);
-/// The last part of the quota (one eighth) in which history is given up for room.
-const QUOTA_MARGIN: u64 = 8;
-/// Log bytes behind the last snapshot beyond which one is taken and the log is purged, whatever the number of entries.
-const LOG_BYTES_MAX: u64 = 512 * 1024 * 1024;
-/// Log entries left by such a purge, for followers that are a little behind.
-const LOG_KEPT_ENTRIES: u64 = 10_000;
 
 impl Node {
     /// Follows the consensus module for as long as the node lives.
@@ -140,46 +130,6 @@ impl Node {
         self.revision.close();
         self.inbound().close();
         self.raft().shutdown().await;
-    }
-
-    /// Proposes, while this node leads, to forget history beyond its bound; and has the log purged by bytes.
-    pub(super) async fn keep_compacting(self: Arc<Self>) {
-        loop {
-            rt::sleep(COMPACT_INTERVAL).await;
-            // Ages the views that readers hold, so that a forgotten one does not keep history for ever.
-            self.state.tick(rt::boot_now());
-            if self.log.bytes() > LOG_BYTES_MAX {
-                self.purge_by_bytes().await;
-            }
-            if !self.status.borrow().leads {
-                continue;
-            }
-            let view = self.state.view();
-            let (revision, floor) = (view.revision.get(), view.floor.get());
-            let keep = self.settings.history_revisions;
-            let kept = revision.saturating_sub(floor);
-            // In steps of a tenth, so that an idle bound does not cost an entry per write. Near the quota half of the
-            // history goes each time: it is part of what is counted, and deleting makes room only when it is forgotten.
-            let near_quota = self.settings.quota_bytes - self.settings.quota_bytes / QUOTA_MARGIN;
-            let keep = if view.counters.bytes > near_quota { keep.min(kept / 2) } else { keep };
-            if kept > keep + keep / 10 {
-                let command = Command::Compact { floor: Revision::new(revision - keep) };
-                match self.housekeep(command, CHECK_INTERVAL).await {
-                    Ok(Response::Compacted { floor }) => tracing::debug!(%floor, "history compacted"),
-                    other => tracing::debug!(?other, "history not compacted yet"),
-                }
-            }
-        }
-    }
-
-    async fn purge_by_bytes(&self) {
-        let raft = self.raft();
-        if raft.snapshot().await.is_err() {
-            return;
-        }
-        if let Some(durable) = self.state.durable_applied() {
-            let _ = raft.purge_log(durable.index.saturating_sub(LOG_KEPT_ENTRIES)).await;
-        }
     }
 
     /// Stops the node in order: no new work, leadership handed over, consensus stopped, both files closed.
