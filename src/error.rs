@@ -233,6 +233,13 @@ pub enum Error {
     /// No cluster was formed: the nodes' arguments or directories do not go together.
     #[error(transparent)]
     Formation(#[from] FormationError),
+    /// The node is still shutting down: its disk does not come to an end with what it is at. Nothing is served any more, and
+    /// the shutdown goes on; call it again to wait for it, or end the process: what was acknowledged is on disk.
+    #[error("the node is still shutting down after {waited:?}: its disk does not answer")]
+    ShuttingDown {
+        /// How long this call waited.
+        waited: Duration,
+    },
     /// This node has stopped: shut down, or stopped by itself after a disk error or a bug. Its last words are in `reason`.
     #[error("this node has stopped: {reason}")]
     Stopped {

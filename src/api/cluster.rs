@@ -76,6 +76,9 @@ impl fmt::Debug for Cluster {
     }
 }
 
+/// How long a shutdown waits for the disk, however short the operations' timeout is.
+const SHUTDOWN_WAIT_MIN: Duration = Duration::from_secs(10);
+
 /// What is known about this node and its cluster at one moment. See [`Cluster::status`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -298,16 +301,20 @@ impl Cluster {
     /// Stops this node: hands leadership over, finishes what is under way, closes the files.
     ///
     /// When it returns the directory can be opened again. Other handles on the node get [`Error::Stopped`]. It waits for
-    /// whatever the disk is at, however long that takes.
+    /// what the disk is at, at most the [`Builder::timeout`](crate::Builder::timeout) and 10 s at the least.
     ///
     /// # Errors
-    /// None so far; the type leaves room.
+    /// [`Error::ShuttingDown`] if that is over: the files are not closed yet.
     /// # Cancel safety
     /// The shutdown goes on in the background.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.on_node(|node| async move {
-            node.shutdown().await;
-            Ok(())
+            let waited = node.settings().timeout.max(SHUTDOWN_WAIT_MIN);
+            let stopping = rt::spawn("shutdown", async move { node.shutdown().await });
+            match rt::timeout(waited, stopping).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(Error::ShuttingDown { waited }),
+            }
         })
         .await
     }
