@@ -98,6 +98,8 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     /// Logical bytes of all reachable records beyond which growing writes are refused before they are proposed.
     pub(crate) quota_bytes: u64,
+    /// Room on the disk below which growing writes are refused before they are proposed.
+    pub(crate) disk_reserve: u64,
     /// Revisions of history to keep below the newest.
     pub(crate) history_revisions: u64,
     /// Age beyond which even these are forgotten.
@@ -150,6 +152,7 @@ impl Default for Settings {
             runtime: Runtime::default(),
             timeout: Duration::from_secs(10),
             quota_bytes: 2 << 30,
+            disk_reserve: 128 << 20,
             history_revisions: 100_000,
             history_age: None,
             watch_revisions: 8192,

@@ -230,6 +230,18 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// The disk of a member is nearly full; nothing was proposed. Make room there. Deletes, reads and keepalives still work.
+    #[error(
+        "the disk of {member:?} is nearly full: {free} bytes are free, {reserve} are kept in reserve; make room there"
+    )]
+    DiskFull {
+        /// The name of the member.
+        member: String,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that it keeps in reserve: see `Builder::disk_reserve`.
+        reserve: u64,
+    },
     /// No cluster was formed: the nodes' arguments or directories do not go together.
     #[error(transparent)]
     Formation(#[from] FormationError),

@@ -17,7 +17,7 @@ use crate::command::{Attach, Command, Op, Proposal, Stamp, Txn};
 use crate::error::StartError;
 use crate::format::command::encode_proposal;
 use crate::rt::worker::{Drive, Driver};
-use crate::storage::disk::DirDisk;
+use crate::storage::disk::{DirDisk, Disk};
 use crate::storage::journal::{self, JournalDisk};
 use crate::storage::log::Log;
 use crate::storage::state::StateStore;
@@ -111,10 +111,10 @@ impl StateAlone {
     /// # Errors
     /// As when a node is opened.
     pub fn open(directory: &Path) -> Result<Self, StartError> {
-        let disk = Arc::new(DirDisk::open(directory.to_owned())?);
+        let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(directory.to_owned())?);
         let Opened { identity, log, log_engine, state_db, poison } =
-            storage::open(disk, "bench", || (NodeId::new(1), 1))?;
-        let (state, state_engine) = state_engine::open(state_db, identity.node, log.clone(), poison, directory)?;
+            storage::open(disk.clone(), "bench", || (NodeId::new(1), 1))?;
+        let (state, state_engine) = state_engine::open(state_db, identity.node, log.clone(), poison, &disk)?;
         let io = |source| StartError::Io { path: directory.to_owned(), source };
         let log_driver = log.start(log_engine, Drive::Thread).map_err(io)?;
         let state_driver = state.start(state_engine, Drive::Thread).map_err(io)?;

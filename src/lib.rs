@@ -43,7 +43,8 @@
 //!   outlive their lease ([`Cluster::services`]).
 //! * **Queues** give each item to one worker at a time, in order, again if that worker dies, and acknowledge it once
 //!   ([`Cluster::queue`]).
-//! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted.
+//! * **A broken disk stops its node.** After the first storage error nothing is acknowledged or voted. So does a state that is
+//!   not what a majority has: members compare digests of theirs ([`Status::state_hash`]).
 //!
 //! Not promised: tolerance of nodes that lie; exclusion at a resource that does not check the fence; room for more than one
 //! disk holds.

@@ -79,6 +79,20 @@ impl fmt::Display for Fence {
     }
 }
 
+/// What a state was behind one entry of the log. Equal on all members, at equal indexes, unless one of them has gone wrong.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Milestone {
+    pub(crate) index: u64,
+    pub(crate) hash: u64,
+}
+
+/// A disk with less room left than it should have. Bytes.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ShortDisk {
+    pub(crate) free: u64,
+    pub(crate) reserve: u64,
+}
+
 /// Declares a 64-bit identifier that is shown in hexadecimal.
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {

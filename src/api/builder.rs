@@ -118,6 +118,15 @@ impl Builder {
         self
     }
 
+    /// Bytes of room on the disk below which growing writes are refused with [`Error::DiskFull`](crate::Error::DiskFull), on
+    /// every node, while this one is a member that answers. A disk that is full stops its node for good, and those of
+    /// replicas fill at the same pace. Default 128 MiB; 0: do not look. Each node looks at its disk every second, and asks the
+    /// others every five: leave room for what may be written meanwhile.
+    pub fn disk_reserve(mut self, bytes: u64) -> Self {
+        self.settings.disk_reserve = bytes;
+        self
+    }
+
     /// Revisions of history to keep below the newest, for watches that resume and reads of the past. Default 100 000, at
     /// least 1000. The leader's setting counts.
     pub fn history(mut self, revisions: u64) -> Self {

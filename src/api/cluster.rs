@@ -103,7 +103,10 @@ pub struct Status {
     pub oldest: Revision,
     /// Bytes of keys and values, history included.
     pub used_bytes: u64,
-    /// A digest of the replicated state; equal on all nodes at equal revisions unless one of them is damaged.
+    /// Bytes free on this node's disk, as of the last second; `None` where nobody knows, as in memory.
+    pub free_bytes: Option<u64>,
+    /// A digest of the replicated state; equal on all nodes at equal revisions unless one of them is damaged. Members compare
+    /// theirs behind every 1,024th entry of the log, and one that differs from a majority stops.
     pub state_hash: u64,
 }
 
@@ -252,6 +255,7 @@ impl Cluster {
             revision: counters.revision,
             oldest: counters.floor,
             used_bytes: counters.bytes,
+            free_bytes: node.state().free_bytes(),
             state_hash: counters.hash,
         }
     }

@@ -425,8 +425,9 @@ impl Cluster {
     /// [`Set::if_present`], [`Set::if_rev`], [`Set::prev`], [`Set::fenced`], [`Set::timeout`].
     ///
     /// # Errors
-    /// [`Error::Invalid`] and [`Error::Codec`] before anything is sent. [`Error::NoSpace`] likewise. [`Error::NotApplied`]: not
-    /// written, safe to try again. [`Error::Indeterminate`]: may or may not be written; ask [`Cluster::resolve`].
+    /// [`Error::Invalid`] and [`Error::Codec`] before anything is sent. [`Error::NoSpace`] and [`Error::DiskFull`] likewise.
+    /// [`Error::NotApplied`]: not written, safe to try again. [`Error::Indeterminate`]: may or may not be written; ask
+    /// [`Cluster::resolve`].
     /// # Cancel safety
     /// Dropping the future does not withdraw a write that was sent.
     /// # Examples
@@ -497,11 +498,15 @@ impl Cluster {
         }
     }
 
-    /// Refuses a growing write when the store is at its quota; deletes always pass.
+    /// Refuses a growing write when the store is at its quota, or a member's disk short of room; deletes always pass.
     pub(crate) fn check_space(&self, txn: &Txn) -> Result<(), Error> {
         let grows = txn.then.iter().chain(&txn.otherwise).any(|op| matches!(op, Op::Put { .. }));
+        if !grows {
+            return Ok(());
+        }
+        self.node().check_room()?;
         let (used, limit) = (self.node().state().view().counters.bytes, self.node().settings().quota_bytes);
-        if grows && used >= limit { Err(Error::NoSpace { used, limit }) } else { Ok(()) }
+        if used >= limit { Err(Error::NoSpace { used, limit }) } else { Ok(()) }
     }
 
     /// What `key` held at `revision`, read from this node's history once it has got there.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::support::{Group, eventually};
 use crate::rt;
-use crate::{Error, KEY_BYTES_MAX, Raw, VALUE_BYTES_MAX, prefix, put};
+use crate::storage::fault_disk::PowerLoss;
+use crate::{Cluster, Error, KEY_BYTES_MAX, Raw, VALUE_BYTES_MAX, prefix, put};
 
 #[tokio::test(start_paused = true)]
 async fn what_is_invalid_is_refused_before_anything_is_proposed() {
@@ -56,6 +57,43 @@ async fn at_the_quota_growing_stops_everything_else_goes_on_and_deleting_makes_r
     eventually("room again", || node.status().used_bytes < 500_000).await;
     node.set("k", &value).await.expect("written");
     group.converged().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_members_disk_is_nearly_full_growing_stops_on_all_nodes_and_everything_else_goes_on() {
+    let mut group = Group::started(3, 1).await;
+    let node = group.node(0).clone();
+    let session = node.session().ttl(Duration::from_secs(5)).await.expect("granted");
+    node.set("k", &1).await.expect("written");
+    let free = 100 << 20;
+    let full = Err(Error::DiskFull { member: "node-3".into(), free, reserve: 128 << 20 });
+    group.disks[2].set_free_bytes(free);
+    for n in [2, 0, 1] {
+        until(group.node(n), |outcome| *outcome == full).await;
+    }
+    assert_eq!(group.node(2).status().free_bytes, Some(free));
+    assert_eq!(node.get::<i32>("k").await.expect("reads go on").as_deref(), Some(&1));
+    node.delete("k").await.expect("deletes go on");
+    rt::sleep(Duration::from_secs(20)).await;
+    assert!(!session.valid_for().is_zero(), "renewals go on");
+    // One that is away holds nobody up.
+    group.power_loss(2, PowerLoss::DropAll);
+    until(group.node(0), Result::is_ok).await;
+    group.start(2).await;
+    until(group.node(0), |outcome| *outcome == full).await;
+    group.disks[2].set_free_bytes(200 << 20);
+    until(group.node(0), Result::is_ok).await;
+    group.converged().await;
+}
+
+/// Writes until that ends as `wanted`, for as long as everybody's disks may take to be heard of.
+async fn until(node: &Cluster, wanted: impl Fn(&Result<(), Error>) -> bool) {
+    let writing = async {
+        while !wanted(&node.set("more", &2).await.map(drop)) {
+            rt::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    rt::timeout(Duration::from_secs(20), writing).await.expect("it comes to that");
 }
 
 #[tokio::test(start_paused = true)]

@@ -135,3 +135,29 @@ async fn an_entry_that_this_release_does_not_know_stops_the_node_and_names_it() 
     let told = group.node(0).set("k", &9).await;
     assert!(matches!(&told, Err(Error::Stopped { reason }) if reason.contains("state.redb")), "{told:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_state_is_not_that_of_the_others_stops_for_good_and_they_go_on() {
+    let mut group = Group::started(3, 1).await;
+    let node = group.node(0).clone();
+    for _ in 0..11 {
+        let round = futures::future::join_all((0..100).map(|i| node.set(format!("k{i}"), &i).into_future()));
+        assert!(round.await.iter().all(Result::is_ok));
+    }
+    group.converged().await;
+    let milestones = |n: usize| group.node(n).node().state().milestones();
+    assert!(milestones(0).iter().any(|milestone| milestone.index == 1024), "{:?}", milestones(0));
+    assert_eq!((milestones(1), milestones(2)), (milestones(0), milestones(0)));
+    rt::sleep(Duration::from_secs(20)).await;
+    assert!(group.running().all(|node| node.status().health == Health::Serving), "members that agree go on");
+
+    group.node(1).node().state().falsify_milestone();
+    eventually("it has stopped", || matches!(group.node(1).status().health, Health::Stopped(_))).await;
+    let health = group.node(1).status().health;
+    assert!(matches!(&health, Health::Stopped(why) if why.contains("replace this member")), "{health:?}");
+    group.leader_among(&[0, 2]).await;
+    group.node(2).set("k", &2).await.expect("the others go on");
+    group.release(1);
+    let again = group.builder(1).await.map(drop);
+    assert!(matches!(&again, Err(StartError::Failed { reason, .. }) if reason.contains("state hash")), "{again:?}");
+}

@@ -8,7 +8,9 @@ use bytes::Bytes;
 
 use super::parts;
 use super::wire::{DecodeError, Reader, Writer, unseal};
-use crate::types::{ClusterId, Incarnation, LeaderId, LeaseId, LogEntry, LogId, NodeId, StoredMembership, Vote};
+use crate::types::{
+    ClusterId, Incarnation, LeaderId, LeaseId, LogEntry, LogId, Milestone, NodeId, ShortDisk, StoredMembership, Vote,
+};
 
 /// The only version so far.
 const VERSION: u8 = 1;
@@ -87,6 +89,8 @@ pub(crate) enum Request {
     Remaining {
         lease: LeaseId,
     },
+    /// Asks a member how it is.
+    Checkup,
     /// First words of a node that would form a cluster: its name and its list of peers.
     Hello {
         name: String,
@@ -152,6 +156,11 @@ pub(crate) enum Reply {
     Promised {
         holds_data: bool,
         promised: Option<ClusterId>,
+    },
+    /// What the state was behind fixed entries, and the disk's room if that is short.
+    Checkup {
+        milestones: Vec<Milestone>,
+        short: Option<ShortDisk>,
     },
     /// Answers a reminder: whether the entries are there.
     Reminded {
@@ -328,6 +337,7 @@ impl Request {
                 w.u8(14);
                 w.fixed_u64(incarnation.bits());
             }
+            Request::Checkup => w.u8(15),
         }
     }
 
@@ -380,6 +390,7 @@ impl Request {
             },
             13 => Request::Reminder { vote: parts::vote(r)?, index: r.varint("index")? },
             14 => Request::Copied { incarnation: Incarnation::from_bits(r.fixed_u64("incarnation")?) },
+            15 => Request::Checkup,
             tag => return Err(DecodeError::UnknownTag { what: "request kind", tag: tag.into() }),
         })
     }
@@ -480,6 +491,17 @@ impl Reply {
                 w.bool(*held);
             }
             Reply::Copied => w.u8(16),
+            Reply::Checkup { milestones, short } => {
+                w.u8(17);
+                w.list(milestones, |w, milestone| {
+                    w.varint(milestone.index);
+                    w.fixed_u64(milestone.hash);
+                });
+                w.option(*short, |w, short| {
+                    w.varint(short.free);
+                    w.varint(short.reserve);
+                });
+            }
         }
     }
 
@@ -525,6 +547,14 @@ impl Reply {
             14 => Reply::Failed { why: r.str("why")? },
             15 => Reply::Reminded { held: r.bool("held")? },
             16 => Reply::Copied,
+            17 => Reply::Checkup {
+                milestones: r.list("milestones", |r| {
+                    Ok(Milestone { index: r.varint("milestone")?, hash: r.fixed_u64("milestone's hash")? })
+                })?,
+                short: r.option("short disk", |r| {
+                    Ok(ShortDisk { free: r.varint("free")?, reserve: r.varint("reserve")? })
+                })?,
+            },
             tag => return Err(DecodeError::UnknownTag { what: "reply kind", tag: tag.into() }),
         })
     }
@@ -596,6 +626,7 @@ mod tests {
             Request::Promise { name: "a".into(), peers: vec!["a".into()], cluster: ClusterId::new(0xc1) },
             Request::Reminder { vote: vote(), index: 300 },
             Request::Copied { incarnation: Incarnation::from_bits(0x1d) },
+            Request::Checkup,
         ]
     }
 
@@ -620,6 +651,11 @@ mod tests {
             Reply::Failed { why: "x".into() },
             Reply::Reminded { held: true },
             Reply::Copied,
+            Reply::Checkup {
+                milestones: vec![Milestone { index: 1024, hash: 7 }],
+                short: Some(ShortDisk { free: 5, reserve: 300 }),
+            },
+            Reply::Checkup { milestones: vec![], short: None },
         ]
     }
 
@@ -670,6 +706,7 @@ mod tests {
         "46470ec00101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000c0161010161c1000000000000000000000000000000",
         "9cda97ac0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000d03a10000000000000001ac02",
         "6dee70600101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000e1d00000000000000",
+        "8ca217fb0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000f",
     ];
 
     #[rustfmt::skip]
@@ -693,5 +730,7 @@ mod tests {
         "135e30a80101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000e0178",
         "b207f0410101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000f01",
         "79af1f760101c1000000000000000000000000000000a1000000000000001c0000000000000001b200000000000000990000000000000010",
+        "2d12ce0f0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000001101800807000000000000000105ac02",
+        "11728ff80101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000110000",
     ];
 }

@@ -47,6 +47,7 @@ impl Node {
             Request::Propose { proposals } => self.serve_proposals(proposals).await,
             Request::ReadIndex => self.serve_read_index().await,
             Request::KeepAlive { leases } => self.serve_keep_alive(leases).await,
+            Request::Checkup => self.serve_checkup(),
             Request::Remaining { lease } => self.serve_remaining(lease).await,
             Request::Hello { name, peers, promised: _ } => self.serve_hello(&name, &peers).await,
             Request::Promise { name, peers, cluster } => self.serve_promise(&name, &peers, cluster).await,

@@ -4,6 +4,7 @@
 //! commands and to hand out views of the applied state; everything below it is driven from here.
 
 mod batch;
+mod checkup;
 mod client;
 mod compaction;
 mod expiry;
@@ -20,6 +21,7 @@ mod write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
+use self::checkup::Others;
 use self::client::Clients;
 use self::expiry::Leases;
 use self::funnel::Funnel;
@@ -98,6 +100,7 @@ pub(crate) struct Node {
     hub: WatchHub,
     clients: Clients,
     rounds: Rounds,
+    others: Others,
     funnel: Funnel,
     /// What formation has settled so far; changed by one task at a time.
     forming: tokio::sync::Mutex<formation::Settled>,

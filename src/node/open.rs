@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use futures::channel::oneshot;
 use tracing::Instrument;
 
+use super::checkup::Others;
 use super::client::Clients;
 use super::expiry::Leases;
 use super::formation::Settled;
@@ -152,10 +153,10 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
     let mint = || (NodeId::new(rt::random_u64().max(1)), rt::random_u64());
     let begun = rt::Instant::now();
     tracing::info!(path = %path.display(), "opening");
-    let Opened { identity, log, mut log_engine, state_db, poison } = storage::open(disk, &name, mint)?;
+    let Opened { identity, log, mut log_engine, state_db, poison } = storage::open(disk.clone(), &name, mint)?;
     tracing::info!(log = ?log.bounds(), took = ?begun.elapsed(), "log.wal has been read; loading state.redb");
     let how = || drive(&settings);
-    let (state, state_engine) = state_engine::open(state_db, identity.node, log.clone(), poison.clone(), &path)?;
+    let (state, state_engine) = state_engine::open(state_db, identity.node, log.clone(), poison.clone(), &disk)?;
     tracing::info!(applied = ?state.applied().last_applied, took = ?begun.elapsed(), "state.redb is loaded");
     // A purge never passes what is durable in the state: a state that ends before it is from another time.
     if let Some(purged) = log.bounds().0
@@ -223,6 +224,7 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
         leases: Leases::default(),
         clients: Clients::default(),
         rounds: Rounds::default(),
+        others: Others::default(),
         funnel,
         tasks: Mutex::default(),
         stopping: AtomicBool::new(false),
@@ -262,6 +264,7 @@ impl Node {
         spawn("supervise", Box::pin(self.clone().supervise()));
         spawn("expiry", Box::pin(self.clone().run_expiry()));
         spawn("client", Box::pin(self.clone().keep_client()));
+        spawn("checkup", Box::pin(self.clone().keep_checking()));
         spawn("compact", Box::pin(self.clone().keep_compacting()));
         match self.holds_data() {
             true => {

@@ -9,7 +9,7 @@ use super::log_store::LogStore;
 use super::state_store::StateMachine;
 use super::types::Config;
 use crate::rt::worker::{Drive, Driver};
-use crate::storage::disk::MemDisk;
+use crate::storage::disk::{Disk, MemDisk};
 use crate::storage::{self, Opened, state_engine};
 use crate::types::NodeId;
 
@@ -19,12 +19,11 @@ struct Engines {
 
 impl StoreBuilder<Config, LogStore, StateMachine, (Driver, Driver)> for Engines {
     async fn build(&self) -> Result<((Driver, Driver), LogStore, StateMachine), StorageError<Config>> {
-        let disk = Arc::new(MemDisk::new());
-        let path = std::path::Path::new("(memory)");
-        let opened = storage::open(disk, "node", || (NodeId::new(1), 1)).expect("a new disk opens");
+        let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
+        let opened = storage::open(disk.clone(), "node", || (NodeId::new(1), 1)).expect("a new disk opens");
         let Opened { identity, log, log_engine, state_db, poison } = opened;
         let (state, state_engine) =
-            state_engine::open(state_db, identity.node, log.clone(), poison, path).expect("an empty state opens");
+            state_engine::open(state_db, identity.node, log.clone(), poison, &disk).expect("an empty state opens");
         let drivers = (
             log.start(log_engine, (self.how)()).expect("starts"),
             state.start(state_engine, (self.how)()).expect("starts"),

@@ -126,8 +126,9 @@ impl<V: Value> Queue<V> {
     ///
     /// # Errors
     /// [`Error::NotApplied`] when the [`Queue::timeout`] is over, or when no leader answered in the default timeout while an
-    /// item was being claimed: pop again. [`Error::NoSpace`]: a claim is a write. [`Error::LeaseNotFound`] if the session it
-    /// was given has ended. [`Error::Stopped`]. [`Error::Invalid`] for a name or ttl out of range.
+    /// item was being claimed: pop again. [`Error::NoSpace`] and [`Error::DiskFull`]: a claim is a write.
+    /// [`Error::LeaseNotFound`] if the session it was given has ended. [`Error::Stopped`]. [`Error::Invalid`] for a name or
+    /// ttl out of range.
     /// # Cancel safety
     /// Dropping the future withdraws the claim in the background, whether it was still being placed or just granted; that
     /// delivery counts.

@@ -51,6 +51,11 @@ pub(crate) trait Disk: Debug + Send + Sync + 'static {
 
     /// The directory, for messages.
     fn path(&self) -> &Path;
+
+    /// Bytes that this process may still write, `None` where nobody knows. May take as long as the disk does.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// A directory of the file system.
@@ -132,6 +137,12 @@ impl Disk for DirDisk {
 
     fn path(&self) -> &Path {
         &self.dir
+    }
+
+    #[cfg(unix)]
+    fn free_bytes(&self) -> Option<u64> {
+        let system = rustix::fs::statvfs(&self.dir).ok()?;
+        Some(system.f_bavail.saturating_mul(system.f_frsize))
     }
 }
 

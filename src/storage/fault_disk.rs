@@ -89,6 +89,8 @@ struct Inner {
     die_at: Option<u64>,
     fault: Option<Fault>,
     damage: Damage,
+    /// What it says when it is asked for room; nothing depends on it.
+    free_bytes: Option<u64>,
     rng: SplitMix,
 }
 
@@ -123,6 +125,7 @@ impl FaultDisk {
             die_at: None,
             fault: None,
             damage: Damage::default(),
+            free_bytes: None,
             rng: SplitMix(seed),
         };
         FaultDisk { inner: Arc::new(Mutex::new(inner)) }
@@ -135,6 +138,12 @@ impl FaultDisk {
     /// The disk as a node sees it that starts now; dead after the next power failure, together with the node.
     pub(crate) fn mount(&self) -> Arc<dyn Disk> {
         Arc::new(Mounted { disk: self.clone(), generation: self.lock().generation })
+    }
+
+    /// From now on it says that it has so much room.
+    #[cfg(test)]
+    pub(crate) fn set_free_bytes(&self, free: u64) {
+        self.lock().free_bytes = Some(free);
     }
 
     /// A disk of its own that is as this one is now.
@@ -371,6 +380,10 @@ impl Disk for Mounted {
 
     fn path(&self) -> &Path {
         Path::new("(faulty)")
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.lock()?.free_bytes
     }
 }
 

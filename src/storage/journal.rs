@@ -63,6 +63,10 @@ impl Disk for JournalDisk {
     fn path(&self) -> &Path {
         self.inner.path()
     }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
 }
 
 /// What a power failure found. See [`power_failure`].

@@ -24,6 +24,7 @@ pub(crate) mod log_file;
 mod log_pen;
 mod log_reads;
 mod log_recovery;
+mod milestones;
 pub(crate) mod poison;
 mod positions;
 mod recent;

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -20,10 +21,11 @@ use crate::command::{Effects, Response};
 use crate::error::StorageError;
 use crate::format::snapshot::SnapshotMeta;
 use crate::rt::worker::{Drive, Driver, Mailbox, drive_from};
+use crate::storage::milestones::Milestones;
 use crate::storage::snapshot::{SnapshotRefused, StageId};
 use crate::storage::state_engine::StateEngine;
 use crate::storage::view::View;
-use crate::types::{LogEntry, LogId};
+use crate::types::{LogEntry, LogId, Milestone};
 
 /// What becomes of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +118,25 @@ impl StateStore {
         *self.shared.durable.lock().expect("no holder of the lock panics")
     }
 
-    /// Tells the time, on any clock that does not go back: views that nobody should hold any more are aged by it.
+    /// What the state was behind fixed entries of the log, as far as they were applied in this run; the newest
+    /// [`MILESTONES_MAX`](crate::storage::milestones::MILESTONES_MAX), oldest first.
+    pub(crate) fn milestones(&self) -> Vec<Milestone> {
+        self.shared.milestones.kept()
+    }
+
+    /// See [`Milestones::falsify`].
+    #[cfg(test)]
+    pub(crate) fn falsify_milestone(&self) {
+        self.shared.milestones.falsify();
+    }
+
+    /// Room on the disk, as of the last [`StateStore::tick`], in bytes; `None` where nobody knows.
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        Some(self.shared.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != UNKNOWN)
+    }
+
+    /// Tells the time, on any clock that does not go back: views that nobody should hold any more are aged by it. And has
+    /// the engine look how much room the disk has.
     ///
     /// Once a second is often enough: a view is honoured for [`VIEW_AGE_MAX`](crate::storage::view::VIEW_AGE_MAX) and up to
     /// one such period longer. Without it, views are honoured for ever.
@@ -188,17 +208,29 @@ impl fmt::Debug for StateStore {
 /// How the file is called in errors.
 pub(crate) const FILE: &str = "state.redb";
 
+/// Stands for a number of bytes that nobody knows.
+const UNKNOWN: u64 = u64::MAX;
+
 /// What the engine publishes.
 pub(crate) struct Shared {
     /// Locked for as long as it takes to clone or replace the pointer.
     view: RwLock<Arc<View>>,
     durable: Mutex<Option<LogId>>,
     snapshot: Mutex<Option<SnapshotMeta>>,
+    pub(super) milestones: Milestones,
+    /// Or [`UNKNOWN`]. Looked at with every write that makes the state larger.
+    free_bytes: AtomicU64,
 }
 
 impl Shared {
     pub(crate) fn new(view: Arc<View>, durable: Option<LogId>, snapshot: Option<SnapshotMeta>) -> Self {
-        Shared { view: RwLock::new(view), durable: Mutex::new(durable), snapshot: Mutex::new(snapshot) }
+        Shared {
+            view: RwLock::new(view),
+            durable: Mutex::new(durable),
+            snapshot: Mutex::new(snapshot),
+            milestones: Milestones::default(),
+            free_bytes: AtomicU64::new(UNKNOWN),
+        }
     }
 
     pub(crate) fn view(&self) -> Arc<View> {
@@ -211,6 +243,10 @@ impl Shared {
 
     pub(crate) fn publish_durable(&self, applied: Option<LogId>) {
         *self.durable.lock().expect("no holder of the lock panics") = applied;
+    }
+
+    pub(crate) fn publish_free_bytes(&self, free: Option<u64>) {
+        self.free_bytes.store(free.unwrap_or(UNKNOWN), Ordering::Relaxed);
     }
 
     pub(crate) fn publish_snapshot(&self, meta: SnapshotMeta) {

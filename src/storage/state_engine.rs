@@ -19,7 +19,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase};
@@ -36,6 +35,7 @@ use crate::rt::worker::{Drive, Engine, Knocker, Mailbox, Step, drive_from};
 use crate::state_machine::{RowError, State};
 use crate::storage::answers::Answers;
 use crate::storage::committer::{Commit, Committer, LogGate, guarded, log_ended};
+use crate::storage::disk::Disk;
 use crate::storage::leftovers::Leftovers;
 use crate::storage::live_rows::{LiveRows, MomentRows};
 use crate::storage::log::Log;
@@ -72,6 +72,7 @@ pub(crate) struct StateEngine {
     knocker: Knocker<Op>,
     flight: Option<Flight>,
     poison: Poison,
+    disk: Arc<dyn Disk>,
     shared: Arc<Shared>,
     alarm: Alarm,
     state: State,
@@ -169,16 +170,22 @@ pub(crate) fn open(
     me: NodeId,
     log: Log,
     poison: Poison,
-    path: &Path,
+    disk: &Arc<dyn Disk>,
 ) -> Result<(StateStore, StateEngine), StartError> {
-    undamaged(|| load(db, me, log, poison.clone())).map_err(|error| match poison.error() {
+    undamaged(|| load(db, me, log, poison.clone(), disk.clone())).map_err(|error| match poison.error() {
         // The disk's own words, where there are any.
-        Some(error) => StartError::Io { path: path.to_owned(), source: error.into() },
-        None => StartError::Corrupted { path: path.to_owned(), what: error.to_string() },
+        Some(error) => StartError::Io { path: disk.path().join(FILE), source: error.into() },
+        None => StartError::Corrupted { path: disk.path().join(FILE), what: error.to_string() },
     })
 }
 
-fn load(db: Database, me: NodeId, log: Log, poison: Poison) -> Result<(StateStore, StateEngine), RowError> {
+fn load(
+    db: Database,
+    me: NodeId,
+    log: Log,
+    poison: Poison,
+    disk: Arc<dyn Disk>,
+) -> Result<(StateStore, StateEngine), RowError> {
     let past = Arc::new(past_rows(&db, live_table)?);
     let position = read_position(&past, APPLIED)?.unwrap_or_default();
     let snapshot = read_position(&past, SNAPSHOT)?;
@@ -204,6 +211,7 @@ fn load(db: Database, me: NodeId, log: Log, poison: Poison) -> Result<(StateStor
         knocker,
         flight: None,
         poison,
+        disk,
         shared,
         alarm,
         state,
@@ -273,6 +281,7 @@ impl StateEngine {
             Op::Checkpoint { done } => self.schedule(Exclusive::Checkpoint(Some(done))),
             Op::Tick { now } => {
                 self.views.tick(now);
+                self.shared.publish_free_bytes(self.disk.free_bytes());
                 self.quiet = !std::mem::take(&mut self.busy);
             }
             Op::Build { done } => self.schedule(Exclusive::Build(done)),
@@ -322,6 +331,7 @@ impl StateEngine {
                 }
                 Content::Blank | Content::Membership(_) => (None, Effects::default()),
             };
+            self.shared.milestones.passed(entry.log_id.index, || state.counters().hash);
             applied.push(Applied { log_id: entry.log_id, response, effects });
         }
         let batch = rows.batch;

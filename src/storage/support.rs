@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::disk::{Disk, File};
+use super::disk::Disk;
 use super::log::Log;
 use super::poison::Poison;
 use super::snapshot::StageId;
@@ -136,10 +136,9 @@ pub(crate) struct Parts {
 
 impl Parts {
     pub(crate) fn open(disk: Arc<dyn Disk>) -> Result<Parts, StartError> {
-        let path = disk.path().join(File::State.name());
-        let opened = super::open_sized(disk, "a", SMALL_SEGMENT_BYTES, || (NodeId::new(1), 1))?;
+        let opened = super::open_sized(disk.clone(), "a", SMALL_SEGMENT_BYTES, || (NodeId::new(1), 1))?;
         let super::Opened { identity, log, log_engine, state_db, poison } = opened;
-        let (store, engine) = state_engine::open(state_db, identity.node, log.clone(), poison.clone(), &path)?;
+        let (store, engine) = state_engine::open(state_db, identity.node, log.clone(), poison.clone(), &disk)?;
         Ok(Parts { log, log_engine, store, engine, poison })
     }
 }

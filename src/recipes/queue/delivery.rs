@@ -70,8 +70,8 @@ impl<V: Value> Delivery<V> {
     ///
     /// # Errors
     /// Of the future: [`Error::Fenced`] if the claim was lost: nothing was written, and the item is somebody else's or will
-    /// be. [`Error::NotApplied`], and [`Error::Invalid`] or [`Error::NoSpace`] for what was added with [`Ack::then`]: likewise
-    /// nothing was written, and the item is released. [`Error::Indeterminate`]: ask
+    /// be. [`Error::NotApplied`], and [`Error::Invalid`], [`Error::NoSpace`] or [`Error::DiskFull`] for what was added with
+    /// [`Ack::then`]: likewise nothing was written, and the item is released. [`Error::Indeterminate`]: ask
     /// [`Cluster::resolve`](crate::Cluster::resolve) whether it was done; if not, it is given out again.
     /// # Cancel safety
     /// Dropping the future does not withdraw an acknowledgement that was sent; otherwise it releases the item.

@@ -50,6 +50,7 @@ impl Outcome {
             | Error::Aborted { .. }
             | Error::Compacted { .. }
             | Error::NoSpace { .. }
+            | Error::DiskFull { .. }
             | Error::ShuttingDown { .. }
             | Error::Formation(_) => (Outcome::Fail, None),
             // It may be the answer of a write that cannot be read, or the node stopped with the write under way.

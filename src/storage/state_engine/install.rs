@@ -104,6 +104,7 @@ impl StateEngine {
             put_position(txn, SNAPSHOT, &meta)
         })?;
         self.state = state;
+        self.shared.milestones.clear();
         self.recent = Arc::new(Recent::new(self.state.revision()));
         self.answers = Answers::default();
         self.removed.clear();

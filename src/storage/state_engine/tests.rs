@@ -887,3 +887,32 @@ fn a_state_that_has_rotted_is_not_opened() {
     let opened = Parts::open(disk.mount()).map(drop);
     assert!(matches!(opened, Err(StartError::Corrupted { .. })), "{opened:?}");
 }
+
+#[test]
+fn milestones_stand_behind_the_same_entries_however_these_come_in_batches() {
+    let entries: Vec<_> = (0..2500).map(|i| entry(1, i, put(&format!("k{}", i % 7), &i.to_string()))).collect();
+    let milestones = |sizes: &'static [usize]| {
+        let entries = entries.clone();
+        run(async move {
+            let node = Node::open(Arc::new(MemDisk::new())).unwrap();
+            let (mut rest, mut hashes) = (&entries[..], Vec::new());
+            for size in sizes.iter().cycle() {
+                let (batch, behind) = rest.split_at((*size).min(rest.len()));
+                node.apply(batch).await.unwrap();
+                let view = node.store.view();
+                hashes.push((view.applied.unwrap().index, view.counters.hash));
+                rest = behind;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            (node.store.milestones(), hashes)
+        })
+    };
+    let (one_by_one, hashes) = milestones(&[1]);
+    let wanted: Vec<_> = hashes.into_iter().filter(|(index, _)| index % 1024 == 0).collect();
+    let found: Vec<_> = one_by_one.iter().map(|milestone| (milestone.index, milestone.hash)).collect();
+    assert_eq!((found.len(), found), (3, wanted));
+    assert_eq!(milestones(&[3, 200, 1, 64]).0, one_by_one);
+    assert_eq!(milestones(&[2500]).0, one_by_one);
+}
