@@ -8,7 +8,10 @@ use tracing::field::{Field, Visit};
 use tracing::span;
 
 use super::snapshot::{forgetful, purged_beyond};
-use super::support::eventually;
+use super::support::{Group, eventually};
+use crate::config::TestDrive;
+use crate::rt;
+use crate::rt::worker::Drive;
 use crate::storage::fault_disk::PowerLoss;
 
 /// Keeps the names of spans, and what events say.
@@ -90,4 +93,19 @@ async fn elections_lost_quorums_expiries_and_snapshots_are_told() {
     assert!(!told.has("quorum lost: no majority answers this leader"));
     group.network.isolate(group.peers[leader].name.clone());
     eventually("the loss is told", || told.has("quorum lost: no majority answers this leader")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_takes_long_is_told() {
+    let took_long = |ms: u64| async move {
+        let told = Told::default();
+        let _guard = tracing::subscriber::set_default(told.clone());
+        let disk = Drive::Delayed(Arc::new(move || Box::pin(rt::sleep(Duration::from_millis(ms)))));
+        let mut group = Group::new(1, 1).tune(move |settings| settings.drive = TestDrive(Some(disk.clone())));
+        group.start(0).await.set("k", &1).await.expect("written");
+        group.stop(0).await;
+        told.has("a disk operation took long")
+    };
+    assert!(took_long(600).await);
+    assert!(!took_long(100).await);
 }
