@@ -39,15 +39,20 @@ use crate::types::{LeaderId, LogId, NodeId, NodeInfo, Peer, Vote};
 pub(crate) const APPEND_WINDOW: usize = 4;
 /// How many times longer than a heartbeat an append may take, the follower's fsync included: 1.5 s at the default timing.
 const APPEND_PATIENCE: u32 = 10;
-/// How long one step of a snapshot may take to be acknowledged before it is sent again.
-const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often one chunk is sent before the transfer is given up and started anew by the library.
-const CHUNK_TRIES: u32 = 5;
-/// How often the receiver is asked to install what it has received: it may take five minutes, but it is not a question
-/// of five minutes whether a request or its answer was lost.
-const FINISH_TRIES: u32 = 30;
+/// How a snapshot begins, and how its chunks are sent: a receiver that was cut off when the transfer began is asked again soon
+/// after it is back, and one with a slow disk has fifty seconds for each before the library starts the transfer anew.
+const CHUNK: Patience = Patience { timeout: Duration::from_secs(2), tries: 25 };
+/// How the receiver is asked to install what it has received: it may take five minutes, but it is not a question of five
+/// minutes whether a request or its answer was lost.
+const FINISH: Patience = Patience { timeout: Duration::from_secs(10), tries: 30 };
 /// The longest pause between two tries.
 const TRY_PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// How long one step of a snapshot may take to be acknowledged before it is sent again, and how often it is.
+struct Patience {
+    timeout: Duration,
+    tries: u32,
+}
 
 type Rpc = RPCError<Config>;
 type Snapshot = openraft::alias::SnapshotOf<Config, SnapshotData>;
@@ -205,17 +210,17 @@ impl Client {
     }
 
     /// Sends one step of a snapshot until it is acknowledged; steps are idempotent.
-    async fn snapshot_step(&self, request: Request, tries_max: u32) -> Result<Reply, StreamingError<Config>> {
-        let mut tries = 0;
+    async fn snapshot_step(&self, request: Request, patience: Patience) -> Result<Reply, StreamingError<Config>> {
+        let (timeout, mut tries) = (patience.timeout, 0);
         loop {
             tries += 1;
-            match self.link.ask(&self.peer, Some(self.target), Lane::Snapshot, &request, STEP_TIMEOUT).await {
+            match self.link.ask(&self.peer, Some(self.target), Lane::Snapshot, &request, timeout).await {
                 Ok(Reply::Snapshot { refused: Some(why) }) => {
                     return Err(StreamingError::Network(NetworkError::from_string(why)));
                 }
                 Ok(Reply::Failed { why }) => return Err(StreamingError::Network(NetworkError::from_string(why))),
                 Ok(reply) => return Ok(reply),
-                Err(error) if tries == tries_max => return Err(self.rpc_error(error, STEP_TIMEOUT).into()),
+                Err(error) if tries == patience.tries => return Err(self.rpc_error(error, timeout).into()),
                 Err(error) => {
                     tracing::debug!(peer = %self.peer, %error, tries, "a snapshot step is sent again");
                     rt::sleep((Duration::from_millis(50) * tries).min(TRY_PAUSE_MAX)).await;
@@ -240,14 +245,14 @@ impl Client {
         };
         let started = rt::Instant::now();
         tracing::info!("sending a snapshot");
-        self.snapshot_step(begin, CHUNK_TRIES).await?;
+        self.snapshot_step(begin, CHUNK).await?;
         let (mut index, mut bytes) = (0, 0);
         while let Some(chunk) = next_chunk(&mut reader)? {
             bytes += chunk.len();
-            self.snapshot_step(Request::SnapshotChunk { session, index, chunk }, CHUNK_TRIES).await?;
+            self.snapshot_step(Request::SnapshotChunk { session, index, chunk }, CHUNK).await?;
             index += 1;
         }
-        match self.snapshot_step(Request::SnapshotFinish { session, vote }, FINISH_TRIES).await? {
+        match self.snapshot_step(Request::SnapshotFinish { session, vote }, FINISH).await? {
             Reply::SnapshotInstalled { vote: theirs } => {
                 if theirs.leader == vote.leader {
                     self.acked_up_to(&vote, meta.last_log_id.map(|id| id.to_plain()));
