@@ -311,14 +311,19 @@ impl Node {
             mark(Mark::KeepaliveRefused);
             return Reply::Busy { what: "no quorum confirmed this leader".into() };
         };
-        if !mutant("keepalive_over_inherited_expiry") && self.applied.wait(index).await.is_err() {
-            return Reply::Failed { why: self.stop_reason() };
+        if !mutant("keepalive_over_inherited_expiry") && !self.has_applied(index, started + 2 * ASK_TIMEOUT).await {
+            return Reply::Busy { what: "what was committed is not applied yet".into() };
         }
         let results: Option<Vec<_>> = leases.iter().map(|lease| self.leases.renew(*lease, leader)).collect();
         match results {
             Some(results) => Reply::KeptAlive { results },
             None => Reply::Busy { what: "a lease is being ended".into() },
         }
+    }
+
+    /// Waits until this node has applied the entry at `index`; false if it has not by then, or has stopped.
+    async fn has_applied(&self, index: u64, deadline: Instant) -> bool {
+        matches!(rt::timeout_at(deadline, self.applied.wait(index)).await, Ok(Ok(())))
     }
 
     /// How long a lease has left by the leader's clock, and its time to live; `None` if there is no such lease.
@@ -331,16 +336,9 @@ impl Node {
         let deadline = started + timeout;
         loop {
             self.check_open()?;
-            let status = self.status.borrow();
-            let reply = if status.leads {
-                Some(self.serve_remaining(lease).await)
-            } else if let Some((leader, peer)) = status.leader.and_then(|l| Some((l.node, self.peer(l.node)?))) {
-                let request = Request::Remaining { lease };
-                self.link.ask(&peer, Some(leader), Lane::Client, &request, ASK_TIMEOUT).await.ok()
-            } else {
-                None
-            };
-            match reply {
+            let left = deadline - Instant::now();
+            let asked = rt::timeout(left.min(ASK_TIMEOUT), self.remaining_once(lease)).await;
+            match asked.ok().flatten() {
                 Some(Reply::Remaining { left_ms: None, ttl_ms: 0 }) => return Ok(None),
                 Some(Reply::Remaining { left_ms: Some(left), ttl_ms }) => {
                     return Ok(Some((Duration::from_millis(left), Duration::from_millis(ttl_ms))));
@@ -353,12 +351,23 @@ impl Node {
         }
     }
 
+    async fn remaining_once(self: &Arc<Self>, lease: LeaseId) -> Option<Reply> {
+        let status = self.status.borrow();
+        if status.leads {
+            return Some(self.serve_remaining(lease).await);
+        }
+        let leader = status.leader?.node;
+        let request = Request::Remaining { lease };
+        self.link.ask(&self.peer(leader)?, Some(leader), Lane::Client, &request, ASK_TIMEOUT).await.ok()
+    }
+
     /// Serves the question as the leader, after a round like any linearizable read.
     pub(super) async fn serve_remaining(self: &Arc<Self>, lease: LeaseId) -> Reply {
         let started = Instant::now();
+        let deadline = started + ASK_TIMEOUT;
         let leader = self.status.borrow().leader;
-        match self.read_barrier(started, started + ASK_TIMEOUT).await {
-            Ok(index) if self.applied.wait(index).await.is_ok() => match self.leases.left(lease) {
+        match self.read_barrier(started, deadline).await {
+            Ok(index) if self.has_applied(index, deadline).await => match self.leases.left(lease) {
                 Some((Some(left), ttl_ms)) => Reply::Remaining { left_ms: Some(left.as_millis() as u64), ttl_ms },
                 Some((None, _)) => Reply::NotLeader { leader },
                 None => Reply::Remaining { left_ms: None, ttl_ms: 0 },
