@@ -236,6 +236,27 @@ async fn more_writes_than_the_limit_are_refused_at_once_and_the_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn writes_that_would_take_too_much_memory_are_refused_at_once_and_the_others_go_on() {
+    let group = Group::started(3, 1).await;
+    let node = group.node(0);
+    node.set("warm", &0).await.expect("written");
+    group.network.isolate("node-1");
+    let value = Raw(vec![7u8; 1_000_000].into());
+    let writes =
+        join_all((0..300).map(|i| node.set(format!("k{i}"), &value).timeout(Duration::from_secs(30)).into_future()));
+    let heal = async {
+        rt::sleep(Duration::from_secs(2)).await;
+        group.network.heal();
+    };
+    let (written, ()) = futures::join!(writes, heal);
+    let busy =
+        written.iter().filter(|w| matches!(w, Err(Error::NotApplied { why: Obstacle::Busy { .. }, .. }))).count();
+    let done = written.iter().filter(|w| w.is_ok()).count();
+    assert_eq!((busy, done), (32, 268), "{:?}", written.iter().find(|w| w.is_err()));
+    node.set("k", &value).await.expect("there is room again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn writes_of_the_largest_size_pass_together_through_a_follower() {
     let group = Group::started(3, 1).await;
     let follower = group.follower().await;

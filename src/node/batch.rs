@@ -190,7 +190,11 @@ mod tests {
     fn write(node: &Node) -> (Write, oneshot::Receiver<Result<Response, Error>>) {
         let (answer, outcome) = oneshot::channel();
         let claim = node.clients.claim().expect("not busy").expect("there is a record");
-        (Asked::new(Bytes::new(), Duration::from_secs(5), answer).claimed(claim), outcome)
+        (
+            Asked::new(node.funnel.room.keep(Bytes::new()).expect("it takes none"), Duration::from_secs(5), answer)
+                .claimed(claim),
+            outcome,
+        )
     }
 
     fn batch_of(node: &Node, write: Write) -> Batch {

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use super::Node;
 use super::batch::{BATCH_MAX, Proposed};
 use super::gather::{Gather, Source};
+use super::room::{Kept, Room};
 use super::write::{Answer, Asked, Attempt, Write};
 use crate::error::Obstacle;
 use crate::rt::{self, Instant};
@@ -34,7 +35,7 @@ const LET_IN_MAX: usize = BATCH_MAX;
 /// What is handed to the funnel.
 pub(super) enum Submission {
     /// A new write. Its command, encoded, is numbered when it is let in.
-    Write { command: Bytes, timeout: Duration, answer: Answer },
+    Write { command: Kept, timeout: Duration, answer: Answer },
     /// A write that has its number.
     Claimed(Write),
     /// A proposal, encoded. Whoever sent it sees to all else.
@@ -44,16 +45,19 @@ pub(super) enum Submission {
 /// Entrance of the funnel.
 pub(super) struct Funnel {
     submissions: mpsc::UnboundedSender<Submission>,
+    /// For the writes of this process.
+    pub(super) room: Room,
 }
 
 pub(super) type Submissions = mpsc::UnboundedReceiver<Submission>;
 
 impl Funnel {
     /// The queue needs no limit of its own: it is emptied whenever the node's thread comes by, and whoever finds
-    /// [`crate::state_machine::ANSWERS_MAX`] writes of this process under way is refused at once.
+    /// [`crate::state_machine::ANSWERS_MAX`] writes of this process under way is refused at once. So is whoever finds no
+    /// [`Room`].
     pub(super) fn new() -> (Self, Submissions) {
         let (submissions, queue) = mpsc::unbounded();
-        (Funnel { submissions }, queue)
+        (Funnel { submissions, room: Room::default() }, queue)
     }
 
     /// Gives it back if there is nobody to take it any more.

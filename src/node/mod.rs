@@ -15,6 +15,7 @@ mod inbound;
 mod open;
 mod propose;
 mod read;
+mod room;
 mod supervise;
 mod write;
 

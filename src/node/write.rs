@@ -16,6 +16,7 @@ use futures::channel::oneshot;
 use super::Node;
 use super::client::Claim;
 use super::funnel::Submission;
+use super::room::{Kept, WRITES_BYTES_MAX};
 use crate::command::{Command, Proposal, Refusal, Response};
 use crate::error::{Error, Obstacle};
 use crate::format::command::{encode_command, encode_proposal, put_proposal};
@@ -44,8 +45,7 @@ pub(super) type Answer = oneshot::Sender<Result<Response, Error>>;
 
 /// A write as it comes from its caller.
 pub(super) struct Asked {
-    /// Encoded.
-    command: Bytes,
+    command: Kept,
     started: Instant,
     deadline: Instant,
     answer: Answer,
@@ -56,8 +56,7 @@ pub(super) struct Asked {
 /// Let go without an end, because the node stops or a task has panicked, it ends by itself: its outcome is unknown if it may
 /// be in a log, and otherwise its caller learns that the node has stopped.
 pub(super) struct Write {
-    /// Encoded.
-    command: Bytes,
+    command: Kept,
     started: Instant,
     deadline: Instant,
     claim: Claim,
@@ -67,7 +66,7 @@ pub(super) struct Write {
 
 impl Asked {
     /// Begins now: where the write came from, it may have been another time.
-    pub(super) fn new(command: Bytes, timeout: Duration, answer: Answer) -> Self {
+    pub(super) fn new(command: Kept, timeout: Duration, answer: Answer) -> Self {
         let started = Instant::now();
         Asked { command, started, deadline: started + timeout, answer }
     }
@@ -90,7 +89,7 @@ impl Write {
 
     /// Appends the proposal of it, as of now.
     pub(super) fn put_proposal(&self, w: &mut Writer, origin: NodeId) {
-        put_proposal(w, origin, rt::wall_ms(), Some(self.claim.stamp()), |w| w.raw(&self.command));
+        put_proposal(w, origin, rt::wall_ms(), Some(self.claim.stamp()), |w| w.raw(&self.command.command));
     }
 
     /// It has been sent, and nobody may ever be told what becomes of it.
@@ -164,6 +163,11 @@ impl Drop for Write {
     }
 }
 
+fn no_room() -> Error {
+    let why = Obstacle::Busy { what: "bytes of unanswered writes of this process", limit: WRITES_BYTES_MAX as u64 };
+    Error::NotApplied { why, waited: Duration::ZERO }
+}
+
 impl Node {
     /// Carries out a mutation once, trying until the timeout. It is under way when this returns, and goes on if the future is
     /// dropped.
@@ -174,9 +178,13 @@ impl Node {
     ) -> impl Future<Output = Result<Response, Error>> + Send + use<'a> {
         // Not an async function: that would have room for the command in every write.
         let (answer, outcome) = oneshot::channel();
-        // If there is nobody to take it, the answer is dropped.
-        drop(self.funnel.submit(Submission::Write { command: encode_command(&command), timeout, answer }));
+        let kept = self.funnel.room.keep(encode_command(&command)).ok_or_else(no_room);
+        let submitted = kept.map(|command| {
+            // If there is nobody to take it, the answer is dropped.
+            drop(self.funnel.submit(Submission::Write { command, timeout, answer }));
+        });
         async move {
+            submitted?;
             match outcome.await {
                 Ok(outcome) => outcome,
                 Err(_) => {
