@@ -86,7 +86,7 @@ pub enum Runtime {
     Current,
 }
 
-/// History cannot be bounded more closely than the leader looks at it.
+/// Shorter than this, a watcher that is cut off for a moment could not go on where it was.
 const HISTORY_AGE_MIN: Duration = Duration::from_secs(10);
 
 /// Everything about one node that is not its name, its place or its peers.
@@ -152,7 +152,7 @@ impl Default for Settings {
             runtime: Runtime::default(),
             timeout: Duration::from_secs(10),
             quota_bytes: 2 << 30,
-            disk_reserve: 128 << 20,
+            disk_reserve: 256 << 20,
             history_revisions: 100_000,
             history_age: None,
             watch_revisions: 8192,

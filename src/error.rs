@@ -38,7 +38,8 @@ pub enum StartError {
         /// What is missing, or does not fit.
         what: String,
     },
-    /// A disk error stopped this node in an earlier run. What the disk holds since is not known. Replace the member.
+    /// This node was stopped for good in an earlier run: its disk failed, or what it held was not what its cluster has. What
+    /// the directory holds since is not known. Replace the member.
     #[error("{path} is marked as failed ({reason}): replace the member, starting it on an empty directory")]
     Failed {
         /// The marker file.

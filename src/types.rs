@@ -86,6 +86,15 @@ pub(crate) struct Milestone {
     pub(crate) hash: u64,
 }
 
+/// What a member says of its state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// It has come to its state by itself from behind this entry on; up to there it was sent to it, or loaded at its start.
+    pub(crate) since: u64,
+    /// By ascending index.
+    pub(crate) milestones: Vec<Milestone>,
+}
+
 /// A disk with less room left than it should have. Bytes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ShortDisk {

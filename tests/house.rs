@@ -77,13 +77,14 @@ const DOORS: &[Door] = &[
             "std::time::SystemTime",
             "std::time::UNIX_EPOCH",
             "rand",
-            "rustix",
+            "rustix::time",
             "clippy::disallowed_methods",
             "clippy::disallowed_types",
         ],
         rooms: &["rt"],
         open_to_tests: true,
     },
+    Door { paths: &["rustix"], rooms: &["rt", "storage"], open_to_tests: true },
     // It wakes its receivers in random order: rt::watch does not.
     Door { paths: &["tokio::sync::watch"], rooms: &[], open_to_tests: true },
 ];

@@ -105,8 +105,9 @@ pub struct Status {
     pub used_bytes: u64,
     /// Bytes free on this node's disk, as of the last second; `None` where nobody knows, as in memory.
     pub free_bytes: Option<u64>,
-    /// A digest of the replicated state; equal on all nodes at equal revisions unless one of them is damaged. Members compare
-    /// theirs behind every 1,024th entry of the log, and one that differs from a majority stops.
+    /// A digest of the replicated state: equal on all nodes that have applied the same, unless one of them is damaged. Not
+    /// everything that is applied makes a revision (leases do not), so nodes of one revision may differ for a moment. Members
+    /// compare theirs behind every 1,024th entry of the log, and one that differs from a majority stops.
     pub state_hash: u64,
 }
 
@@ -305,7 +306,8 @@ impl Cluster {
     /// Stops this node: hands leadership over, finishes what is under way, closes the files.
     ///
     /// When it returns the directory can be opened again. Other handles on the node get [`Error::Stopped`]. It waits for
-    /// what the disk is at, at most the [`Builder::timeout`](crate::Builder::timeout) and 10 s at the least.
+    /// what the disk is at, at most [`Builder::timeout`](crate::Builder::timeout) (10 s at the least) and
+    /// [`Timing::election_max`](crate::Timing::election_max).
     ///
     /// # Errors
     /// [`Error::ShuttingDown`] if that is over: the files are not closed yet.
@@ -313,10 +315,12 @@ impl Cluster {
     /// The shutdown goes on in the background.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.on_node(|node| async move {
-            let waited = node.settings().timeout.max(SHUTDOWN_WAIT_MIN);
+            let settings = node.settings();
+            // Leadership may take that long to be handed over.
+            let waited = settings.timing.election_max + settings.timeout.max(SHUTDOWN_WAIT_MIN);
             let stopping = rt::spawn("shutdown", async move { node.shutdown().await });
             match rt::timeout(waited, stopping).await {
-                Ok(_) => Ok(()),
+                Ok(stopped) => stopped.map_err(|failed| Error::Stopped { reason: failed.to_string() }),
                 Err(_) => Err(Error::ShuttingDown { waited }),
             }
         })

@@ -504,7 +504,9 @@ impl Cluster {
         if !grows {
             return Ok(());
         }
-        self.node().check_room()?;
+        // First: one that has stopped for want of room stays short of it.
+        self.node().check_open()?;
+        self.node().check_disks()?;
         let (used, limit) = (self.node().state().view().counters.bytes, self.node().settings().quota_bytes);
         if used >= limit { Err(Error::NoSpace { used, limit }) } else { Ok(()) }
     }

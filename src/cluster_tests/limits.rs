@@ -66,7 +66,7 @@ async fn while_a_members_disk_is_nearly_full_growing_stops_on_all_nodes_and_ever
     let session = node.session().ttl(Duration::from_secs(5)).await.expect("granted");
     node.set("k", &1).await.expect("written");
     let free = 100 << 20;
-    let full = Err(Error::DiskFull { member: "node-3".into(), free, reserve: 128 << 20 });
+    let full = Err(Error::DiskFull { member: "node-3".into(), free, reserve: 256 << 20 });
     group.disks[2].set_free_bytes(free);
     for n in [2, 0, 1] {
         until(group.node(n), |outcome| *outcome == full).await;
@@ -81,9 +81,19 @@ async fn while_a_members_disk_is_nearly_full_growing_stops_on_all_nodes_and_ever
     until(group.node(0), Result::is_ok).await;
     group.start(2).await;
     until(group.node(0), |outcome| *outcome == full).await;
-    group.disks[2].set_free_bytes(200 << 20);
+    group.disks[2].set_free_bytes(300 << 20);
     until(group.node(0), Result::is_ok).await;
     group.converged().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_stopped_says_so_however_little_room_its_disk_had() {
+    let mut group = Group::new(1, 1);
+    group.disks[0].set_free_bytes(5);
+    let node = group.start(0).await;
+    until(&node, |outcome| matches!(outcome, Err(Error::DiskFull { .. }))).await;
+    node.node().fail_disk();
+    until(&node, |outcome| matches!(outcome, Err(Error::Stopped { .. }))).await;
 }
 
 /// Writes until that ends as `wanted`, for as long as everybody's disks may take to be heard of.
@@ -93,7 +103,7 @@ async fn until(node: &Cluster, wanted: impl Fn(&Result<(), Error>) -> bool) {
             rt::sleep(Duration::from_millis(100)).await;
         }
     };
-    rt::timeout(Duration::from_secs(20), writing).await.expect("it comes to that");
+    rt::timeout(Duration::from_secs(30), writing).await.expect("it comes to that");
 }
 
 #[tokio::test(start_paused = true)]

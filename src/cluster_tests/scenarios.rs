@@ -238,19 +238,29 @@ fn a_leader_whose_disk_hangs_makes_room_for_another_says_so_and_is_back_when_the
 
 #[test]
 fn a_shutdown_on_a_disk_that_hangs_says_so_in_time_and_ends_with_the_disk() {
-    three(17, |sim, trio| async move {
-        let member = node(&sim, trio.others()[0]);
-        sim.hang_disk(trio.others()[0]).unwrap();
-        let started = Instant::now();
-        let waited = SOON;
-        assert_eq!(member.shutdown().await, Err(Error::ShuttingDown { waited }));
-        assert!(started.elapsed() < 2 * waited, "{:?}", started.elapsed());
-        assert!(matches!(member.set("k", &1u64).await, Err(Error::Stopped { .. })), "it serves nobody any more");
-        sim.mend_disk(trio.others()[0]).unwrap();
-        assert_eq!(member.shutdown().await, Ok(()));
-        assert!(matches!(member.status().health, Health::Stopped(_)));
-        written(&node(&sim, &trio.leader), "k", 2).await;
-    });
+    for stopped_by_itself in [false, true] {
+        three(17, |sim, trio| async move {
+            let name = trio.others()[0];
+            let member = node(&sim, name);
+            sim.hang_disk(name).unwrap();
+            if stopped_by_itself {
+                member.node().fail_disk();
+                let stopped = || matches!(member.status().health, Health::Stopped(_));
+                sim.until("it has stopped", SOON, stopped).await.unwrap();
+            }
+            // As often as it is called: the files are not closed.
+            for _ in 0..2 {
+                let (started, waited) = (Instant::now(), SOON + Timing::fast().election_max);
+                assert_eq!(member.shutdown().await, Err(Error::ShuttingDown { waited }));
+                assert!(started.elapsed() < 2 * waited, "{:?}", started.elapsed());
+            }
+            assert!(matches!(member.set("k", &1u64).await, Err(Error::Stopped { .. })), "it serves nobody any more");
+            sim.mend_disk(name).unwrap();
+            assert_eq!(member.shutdown().await, Ok(()));
+            assert!(matches!(member.status().health, Health::Stopped(_)));
+            written(&node(&sim, &trio.leader), "k", 2).await;
+        });
+    }
 }
 
 #[test]

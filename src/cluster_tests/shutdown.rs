@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::support::{Group, eventually};
+use super::support::{Group, Mischief, eventually};
 use crate::api::cluster::Health;
 use crate::rt::{self, Instant};
 use crate::{Error, StartError};
@@ -80,6 +80,38 @@ async fn a_write_under_way_at_a_shutdown_is_answered_and_not_forgotten() {
     assert!(matches!(written, Err(Error::Indeterminate { .. })), "{written:?}");
     assert!(matches!(behind, Err(Error::Stopped { .. })), "{behind:?}");
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_shuts_down_answers_what_it_has_sent_and_sends_nothing_more() {
+    for (seed, leads) in (1..6).flat_map(|seed| [(seed, true), (seed, false)]) {
+        let group = Group::started(3, seed).await;
+        group.mischief(Mischief { delay_ms_max: 20, ..Mischief::default() });
+        let leader = group.leader().await;
+        let n = if leads { leader } else { (leader + 1) % 3 };
+        let node = group.node(n).clone();
+        node.set("warm", &0).await.expect("written");
+        let write = |k: usize| {
+            let node = node.clone();
+            async move {
+                let mut written = 0;
+                loop {
+                    match node.set(format!("k{k}"), &written).await {
+                        Ok(_) => written += 1,
+                        Err(Error::Stopped { .. }) => return written,
+                        Err(error) => panic!("seed {seed}: {error}"),
+                    }
+                }
+            }
+        };
+        let stop = async {
+            rt::sleep(Duration::from_millis(100 + seed)).await;
+            node.shutdown().await
+        };
+        let (written, stopped) = futures::join!(futures::future::join_all((0..20).map(write)), stop);
+        assert_eq!(stopped, Ok(()));
+        assert!(written.iter().sum::<i32>() > 20, "{written:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

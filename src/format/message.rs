@@ -9,7 +9,8 @@ use bytes::Bytes;
 use super::parts;
 use super::wire::{DecodeError, Reader, Writer, unseal};
 use crate::types::{
-    ClusterId, Incarnation, LeaderId, LeaseId, LogEntry, LogId, Milestone, NodeId, ShortDisk, StoredMembership, Vote,
+    Account, ClusterId, Incarnation, LeaderId, LeaseId, LogEntry, LogId, Milestone, NodeId, ShortDisk,
+    StoredMembership, Vote,
 };
 
 /// The only version so far.
@@ -159,7 +160,9 @@ pub(crate) enum Reply {
     },
     /// What the state was behind fixed entries, and the disk's room if that is short.
     Checkup {
-        milestones: Vec<Milestone>,
+        /// Of the state's digests; only equal ones can be compared.
+        version: u64,
+        account: Account,
         short: Option<ShortDisk>,
     },
     /// Answers a reminder: whether the entries are there.
@@ -491,9 +494,11 @@ impl Reply {
                 w.bool(*held);
             }
             Reply::Copied => w.u8(16),
-            Reply::Checkup { milestones, short } => {
+            Reply::Checkup { version, account, short } => {
                 w.u8(17);
-                w.list(milestones, |w, milestone| {
+                w.varint(*version);
+                w.varint(account.since);
+                w.list(&account.milestones, |w, milestone| {
                     w.varint(milestone.index);
                     w.fixed_u64(milestone.hash);
                 });
@@ -548,9 +553,13 @@ impl Reply {
             15 => Reply::Reminded { held: r.bool("held")? },
             16 => Reply::Copied,
             17 => Reply::Checkup {
-                milestones: r.list("milestones", |r| {
-                    Ok(Milestone { index: r.varint("milestone")?, hash: r.fixed_u64("milestone's hash")? })
-                })?,
+                version: r.varint("state version")?,
+                account: Account {
+                    since: r.varint("since")?,
+                    milestones: r.list("milestones", |r| {
+                        Ok(Milestone { index: r.varint("milestone")?, hash: r.fixed_u64("milestone's hash")? })
+                    })?,
+                },
                 short: r.option("short disk", |r| {
                     Ok(ShortDisk { free: r.varint("free")?, reserve: r.varint("reserve")? })
                 })?,
@@ -652,10 +661,11 @@ mod tests {
             Reply::Reminded { held: true },
             Reply::Copied,
             Reply::Checkup {
-                milestones: vec![Milestone { index: 1024, hash: 7 }],
+                version: 1,
+                account: Account { since: 300, milestones: vec![Milestone { index: 1024, hash: 7 }] },
                 short: Some(ShortDisk { free: 5, reserve: 300 }),
             },
-            Reply::Checkup { milestones: vec![], short: None },
+            Reply::Checkup { version: 2, account: Account::default(), short: None },
         ]
     }
 
@@ -730,7 +740,7 @@ mod tests {
         "135e30a80101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000e0178",
         "b207f0410101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000000f01",
         "79af1f760101c1000000000000000000000000000000a1000000000000001c0000000000000001b200000000000000990000000000000010",
-        "2d12ce0f0101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000001101800807000000000000000105ac02",
-        "11728ff80101c1000000000000000000000000000000a1000000000000001c0000000000000001b2000000000000009900000000000000110000",
+        "e36549b00101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000001101ac0201800807000000000000000105ac02",
+        "fb1102060101c1000000000000000000000000000000a1000000000000001c0000000000000001b20000000000000099000000000000001102000000",
     ];
 }

@@ -56,13 +56,12 @@ impl Node {
         let mut ages = self.settings.history_age.map(Ages::new);
         loop {
             rt::sleep(COMPACT_INTERVAL).await;
-            let now = rt::boot_now();
-            // Ages the views that readers hold, so that a forgotten one does not keep history for ever.
-            self.state.tick(now);
             if self.log.bytes() > LOG_BYTES_MAX {
                 self.purge_by_bytes().await;
             }
-            let view = self.state.view();
+            let (now, view) = (rt::boot_now(), self.state.view());
+            // Ages the views that readers hold, so that a forgotten one does not keep history for ever.
+            self.state.tick(now);
             // Also while another node leads: this one is to know how old history is when its turn comes.
             let too_old = ages.as_mut().map_or(0, |ages| ages.look(now, view.revision.get()));
             let floor = too_old.max(self.too_many(&view));

@@ -175,7 +175,7 @@ impl Node {
     /// One peer of another cluster is that peer's mistake. So many that no quorum is left are this node's.
     pub(super) async fn look_for_own(self: Arc<Self>) {
         let mut status = self.status.subscribe();
-        while status.borrow().leader.is_none() {
+        while status.borrow().leader.is_none() && self.check_open().is_ok() {
             if let Some(refused) = self.find_strangers().await {
                 tracing::error!(name = self.name(), %refused, "this node is among strangers");
                 return self.set_phase(Phase::Refused(refused));

@@ -3,6 +3,7 @@
 //! A [`Node`] owns the tasks of one member. Everything above it (the public handle, the recipes) asks it to carry out
 //! commands and to hand out views of the applied state; everything below it is driven from here.
 
+mod agreement;
 mod batch;
 mod checkup;
 mod client;
@@ -22,7 +23,7 @@ mod write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-use self::checkup::Others;
+use self::checkup::Disks;
 use self::client::Clients;
 use self::expiry::Leases;
 use self::funnel::Funnel;
@@ -101,12 +102,14 @@ pub(crate) struct Node {
     hub: WatchHub,
     clients: Clients,
     rounds: Rounds,
-    others: Others,
+    disks: Disks,
     funnel: Funnel,
     /// What formation has settled so far; changed by one task at a time.
     forming: tokio::sync::Mutex<formation::Settled>,
     tasks: Mutex<Vec<rt::Task<()>>>,
     stopping: AtomicBool,
+    /// Reaches 1 when the files are closed.
+    closed: Watermark,
     /// Set as soon as the node is made; closed when it has stopped.
     inbound: OnceLock<Inbound>,
 }

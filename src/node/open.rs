@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use futures::channel::oneshot;
 use tracing::Instrument;
 
-use super::checkup::Others;
+use super::checkup::Disks;
 use super::client::Clients;
 use super::expiry::Leases;
 use super::formation::Settled;
@@ -224,10 +224,11 @@ async fn open(opening: Opening, peers: Vec<Peer>, runtime: NodeRuntime) -> Resul
         leases: Leases::default(),
         clients: Clients::default(),
         rounds: Rounds::default(),
-        others: Others::default(),
+        disks: Disks::default(),
         funnel,
         tasks: Mutex::default(),
         stopping: AtomicBool::new(false),
+        closed: Watermark::new(),
         inbound: OnceLock::new(),
     });
     node.inbound.set(inbound::inbound(&node)).expect("set once, here");
@@ -264,7 +265,7 @@ impl Node {
         spawn("supervise", Box::pin(self.clone().supervise()));
         spawn("expiry", Box::pin(self.clone().run_expiry()));
         spawn("client", Box::pin(self.clone().keep_client()));
-        spawn("checkup", Box::pin(self.clone().keep_checking()));
+        spawn("checkup", Box::pin(self.clone().run_checkups()));
         spawn("compact", Box::pin(self.clone().keep_compacting()));
         match self.holds_data() {
             true => {

@@ -137,8 +137,8 @@ impl Node {
     /// Whoever calls it second waits until the first call has stopped the node.
     pub(crate) async fn shutdown(self: &Arc<Self>) {
         if self.stopping.swap(true, Ordering::AcqRel) {
-            let mut status = self.status.subscribe();
-            let _ = status.wait_for(|status| matches!(status.phase, Phase::Stopped(_))).await;
+            // Not for the phase: a node that had stopped by itself would seem to be closed.
+            let _ = self.closed.wait(1).await;
             return;
         }
         self.hand_over().await;
@@ -161,8 +161,9 @@ impl Node {
         self.engines.log.join().await;
         self.applied.close();
         self.revision.close();
-        // Last: whoever waits for this phase may open the directory again.
         self.set_phase(Phase::Stopped("shut down".into()));
+        // Last: whoever waits for this may open the directory again.
+        self.closed.advance(1);
         for task in self.tasks.lock().expect("no panic while held").drain(..) {
             task.abort();
         }

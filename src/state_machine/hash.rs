@@ -11,6 +11,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::RowSpace;
 use crate::command::RecordId;
 
+/// Raised by any release that makes another digest of the same log: what it applies otherwise, or stores otherwise.
+pub(crate) const STATE_VERSION: u64 = 1;
+
 pub(super) fn record_hash(id: RecordId, stored: &[u8]) -> u64 {
     let mut place = [0; 12];
     place[..8].copy_from_slice(&id.revision.get().to_le_bytes());

@@ -29,6 +29,7 @@ use std::ops::{ControlFlow, RangeInclusive};
 use bytes::Bytes;
 
 pub(crate) use self::client::ANSWERS_MAX;
+pub(crate) use self::hash::STATE_VERSION;
 pub(crate) use self::index::KeyIndex;
 pub(crate) use self::read::ReadError;
 pub(crate) use self::short::ShortBytes;

@@ -142,7 +142,8 @@ impl Disk for DirDisk {
     #[cfg(unix)]
     fn free_bytes(&self) -> Option<u64> {
         let system = rustix::fs::statvfs(&self.dir).ok()?;
-        Some(system.f_bavail.saturating_mul(system.f_frsize))
+        // Some do not tell: their size is 0.
+        (system.f_blocks > 0).then(|| system.f_bavail.saturating_mul(system.f_frsize))
     }
 }
 

@@ -45,7 +45,7 @@ impl Poison {
     /// Stops all writing and marks the directory. Answers the first error, which may have been another one.
     pub(crate) fn fail(&self, error: StorageError) -> StorageError {
         if self.inner.first.set(error.clone()).is_ok() {
-            tracing::error!(%error, "the disk failed; this node stops for good");
+            tracing::error!(%error, "this node stops for good, and marks its directory as failed");
             self.inner.disk.mark_failed(&failure_marker(&error));
         }
         self.error().unwrap_or(error)

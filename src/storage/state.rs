@@ -25,7 +25,7 @@ use crate::storage::milestones::Milestones;
 use crate::storage::snapshot::{SnapshotRefused, StageId};
 use crate::storage::state_engine::StateEngine;
 use crate::storage::view::View;
-use crate::types::{LogEntry, LogId, Milestone};
+use crate::types::{Account, LogEntry, LogId};
 
 /// What becomes of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,8 +120,8 @@ impl StateStore {
 
     /// What the state was behind fixed entries of the log, as far as they were applied in this run; the newest
     /// [`MILESTONES_MAX`](crate::storage::milestones::MILESTONES_MAX), oldest first.
-    pub(crate) fn milestones(&self) -> Vec<Milestone> {
-        self.shared.milestones.kept()
+    pub(crate) fn account(&self) -> Account {
+        self.shared.milestones.account()
     }
 
     /// See [`Milestones::falsify`].
@@ -228,7 +228,7 @@ impl Shared {
             view: RwLock::new(view),
             durable: Mutex::new(durable),
             snapshot: Mutex::new(snapshot),
-            milestones: Milestones::default(),
+            milestones: Milestones::new(durable),
             free_bytes: AtomicU64::new(UNKNOWN),
         }
     }

@@ -8,7 +8,7 @@ use super::super::support::{
 };
 use super::super::view::View;
 use super::*;
-use crate::types::LogEntry;
+use crate::types::{Account, LogEntry};
 
 fn node() -> Node {
     Node::open(Arc::new(MemDisk::new())).unwrap()
@@ -55,10 +55,11 @@ fn an_installed_snapshot_is_the_state_it_was_read_from() {
             let view = sender.whole().await;
             let meta = view.meta();
             let receiver = node_at(&entries[..behind], false).await;
-            assert_eq!(receiver.store.milestones().len(), usize::from(behind > 0), "{what}");
+            assert_eq!(receiver.store.account().milestones.len(), usize::from(behind > 0), "{what}");
             let installed = receiver.install(meta.clone(), &chunks(&view).unwrap()).await.unwrap();
             assert_eq!(installed, Installed::Replaced, "{what}");
-            assert_eq!(receiver.store.milestones(), [], "those of the state that was replaced, {what}");
+            let account = Account { since: end as u64 - 1, milestones: vec![] };
+            assert_eq!(receiver.store.account(), account, "not of the state that was replaced, {what}");
             let copy = receiver.store.view();
             assert_eq!(copy.meta(), meta, "{what}");
             assert_eq!(copy.counters, view.counters, "{what}");

@@ -104,7 +104,6 @@ impl StateEngine {
             put_position(txn, SNAPSHOT, &meta)
         })?;
         self.state = state;
-        self.shared.milestones.clear();
         self.recent = Arc::new(Recent::new(self.state.revision()));
         self.answers = Answers::default();
         self.removed.clear();
@@ -113,6 +112,7 @@ impl StateEngine {
         self.views = LiveViews::default();
         self.quiet = false;
         self.position = stage.meta;
+        self.shared.milestones.begin_anew(self.position.last_applied);
         self.synced();
         self.shared.publish_snapshot(self.position.clone());
         self.refresh()?;

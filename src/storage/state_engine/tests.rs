@@ -906,7 +906,7 @@ fn milestones_stand_behind_the_same_entries_however_these_come_in_batches() {
                     break;
                 }
             }
-            (node.store.milestones(), hashes)
+            (node.store.account().milestones, hashes)
         })
     };
     let (one_by_one, hashes) = milestones(&[1]);
