@@ -280,7 +280,7 @@ impl State {
 
     fn recall(&self, rows: &dyn RowsRead, ticket: Ticket) -> Result<Outcome, RowError> {
         let row = rows.row(RowSpace::Answer, &answer_key(ticket.client, ticket.seq))?;
-        let row = row.ok_or_else(|| RowError(format!("the answer to {ticket} is remembered but not on disk")))?;
+        let row = row.ok_or_else(|| RowError::new(format!("the answer to {ticket} is remembered but not on disk")))?;
         Ok(decode_answer(row).map_err(damaged("answer"))?.outcome)
     }
 

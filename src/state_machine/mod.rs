@@ -35,6 +35,7 @@ pub(crate) use self::read::ReadError;
 pub(crate) use self::short::ShortBytes;
 pub(crate) use self::state::{Counters, State};
 use crate::command::RecordId;
+use crate::format::wire::DecodeError;
 use crate::types::Revision;
 
 /// The groups of rows the state machine keeps, beside its records.
@@ -93,5 +94,29 @@ pub(crate) trait Rows: RowsRead {
 
 /// A row could not be read, written or understood.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct RowError(pub(crate) String);
+#[error("{what}")]
+pub(crate) struct RowError {
+    what: String,
+    /// The format it has, and the newest one that this build reads, if that is why.
+    newer: Option<(u64, u64)>,
+}
+
+impl RowError {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        RowError { what: what.into(), newer: None }
+    }
+
+    /// `what` was read, and not understood.
+    pub(crate) fn unread(what: impl std::fmt::Display, error: &DecodeError) -> Self {
+        let newer = match *error {
+            DecodeError::UnknownVersion { found, known, .. } => Some((found, known)),
+            _ => None,
+        };
+        RowError { what: format!("{what}: {error}"), newer }
+    }
+
+    /// The format it has, and the newest one that this build reads, if a newer release wrote it.
+    pub(crate) fn newer(&self) -> Option<(u64, u64)> {
+        self.newer
+    }
+}

@@ -246,7 +246,8 @@ impl<'a> Reader<'a> {
         let key = rows::lease_key(lease);
         // Rows that are newer than the revision read at may have lost the lease: then nobody can tell.
         let row = self.rows.row(RowSpace::Lease, &key)?;
-        let lease_row = row.map(rows::decode_lease).transpose().map_err(|e| RowError(format!("lease {lease}: {e}")))?;
+        let lease_row =
+            row.map(rows::decode_lease).transpose().map_err(|e| RowError::unread(format_args!("lease {lease}"), &e))?;
         let ttl_ms = lease_row.map(|row| row.ttl_ms);
         self.lease = Some((lease, ttl_ms));
         Ok(ttl_ms)
@@ -255,12 +256,13 @@ impl<'a> Reader<'a> {
 
 /// The record that the index says is there.
 pub(super) fn record(rows: &dyn RowsRead, id: RecordId) -> Result<Record, RowError> {
-    let stored = rows.record(id)?.ok_or_else(|| RowError(format!("record {id:?} is in the index but not on disk")))?;
+    let stored =
+        rows.record(id)?.ok_or_else(|| RowError::new(format!("record {id:?} is in the index but not on disk")))?;
     decode(id, stored)
 }
 
 pub(super) fn decode(id: RecordId, stored: Bytes) -> Result<Record, RowError> {
-    decode_record(id, stored).map_err(|error| RowError(format!("record {id:?}: {error}")))
+    decode_record(id, stored).map_err(|error| RowError::unread(format_args!("record {id:?}"), &error))
 }
 
 fn change(id: RecordId, record: Record) -> Change {

@@ -175,18 +175,18 @@ impl State {
 
     fn load_record(&mut self, id: RecordId, stored: Bytes) -> Result<(), RowError> {
         if id.revision > self.meta.revision {
-            return Err(RowError(format!("record {id:?} is beyond revision {}", self.meta.revision)));
+            return Err(RowError::new(format!("record {id:?} is beyond revision {}", self.meta.revision)));
         }
         let hash = record_hash(id, &stored);
         let record = read::decode(id, stored)?;
         if record.created == Revision::ZERO || record.created > id.revision {
-            return Err(RowError(format!("record {id:?} was created at {}", record.created)));
+            return Err(RowError::new(format!("record {id:?} was created at {}", record.created)));
         }
         let old = self.index.newest(&record.key).filter(Version::is_live);
         let prev = old.map(|old| old.id());
         // The sweep removes a superseded record before the one that names it, but only at or below the floor.
         if prev != record.prev && !(prev.is_none() && id.revision <= self.meta.floor) {
-            return Err(RowError(format!("record {id:?} supersedes {:?}, but {prev:?} came before", record.prev)));
+            return Err(RowError::new(format!("record {id:?} supersedes {:?}, but {prev:?} came before", record.prev)));
         }
         let version = version_of(id, &record, hash);
         self.count_record(&version);
@@ -218,11 +218,11 @@ impl State {
         let hash = row_hash(RowSpace::Answer, key, &row);
         let low = rows::decode_answer(row).map_err(damaged("answer"))?.low;
         let client = self.clients.record_mut(client);
-        let client = client.ok_or_else(|| RowError(format!("answer {seq} of an unknown client")))?;
+        let client = client.ok_or_else(|| RowError::new(format!("answer {seq} of an unknown client")))?;
         self.sum = self.sum.wrapping_add(hash);
         match client.load_answer(seq, hash, low) {
             true => Ok(()),
-            false => Err(RowError(format!("answer {seq} is out of reach of the watermark {low}"))),
+            false => Err(RowError::new(format!("answer {seq} is out of reach of the watermark {low}"))),
         }
     }
 
@@ -234,7 +234,9 @@ impl State {
                 leases.attach(lease, key);
                 Ok(())
             }
-            Some(lease) => Err(RowError(format!("record {:?} hangs on lease {lease}, which is gone", version.id()))),
+            Some(lease) => {
+                Err(RowError::new(format!("record {:?} hangs on lease {lease}, which is gone", version.id())))
+            }
         })
     }
 }
@@ -251,5 +253,5 @@ pub(super) fn version_of(id: RecordId, record: &Record, hash: u64) -> Version {
 }
 
 pub(super) fn damaged(what: &'static str) -> impl Fn(DecodeError) -> RowError {
-    move |error| RowError(format!("{what}: {error}"))
+    move |error| RowError::unread(what, &error)
 }

@@ -148,7 +148,7 @@ impl StoredBlock {
     }
 
     fn last(&self) -> Result<RecordId, RowError> {
-        self.get()?.last().ok_or_else(|| RowError("a block of no records".to_owned()))
+        self.get()?.last().ok_or_else(|| RowError::new("a block of no records".to_owned()))
     }
 
     fn holds_any(&self, ids: &[RecordId]) -> Result<bool, RowError> {
@@ -172,11 +172,13 @@ fn stored(row: Option<Result<Row<'_>, redb::StorageError>>) -> Result<Option<Sto
 
 /// The block in the row `key`, if it is that row's.
 fn block_at<'a>(key: &[u8], bytes: &'a [u8]) -> Result<Block<'a>, RowError> {
-    let block = Block::decode(bytes).map_err(disk)?;
-    let (place, first) = (record_id(key).map_err(disk)?, block.first());
+    let place = record_id(key).map_err(disk)?;
+    let block =
+        Block::decode(bytes).map_err(|error| RowError::unread(format_args!("the block at {place:?}"), &error))?;
+    let first = block.first();
     match first == Some(place) {
         true => Ok(block),
-        false => Err(RowError(format!("the block at {place:?} begins with {first:?}"))),
+        false => Err(RowError::new(format!("the block at {place:?} begins with {first:?}"))),
     }
 }
 

@@ -164,7 +164,8 @@ impl Exclusive {
 /// wait in the mailbox, which [`StateStore::start`] drives.
 ///
 /// # Errors
-/// [`StartError::Io`] if the disk fails, [`StartError::Corrupted`] if a row is not what this release writes.
+/// [`StartError::Io`] if the disk fails, [`StartError::NewerFormat`] if a newer release wrote a row,
+/// [`StartError::Corrupted`] if no release can have written it.
 pub(crate) fn open(
     db: Database,
     me: NodeId,
@@ -172,10 +173,14 @@ pub(crate) fn open(
     poison: Poison,
     disk: &Arc<dyn Disk>,
 ) -> Result<(StateStore, StateEngine), StartError> {
-    undamaged(|| load(db, me, log, poison.clone(), disk.clone())).map_err(|error| match poison.error() {
-        // The disk's own words, where there are any.
-        Some(error) => StartError::Io { path: disk.path().join(FILE), source: error.into() },
-        None => StartError::Corrupted { path: disk.path().join(FILE), what: error.to_string() },
+    undamaged(|| load(db, me, log, poison.clone(), disk.clone())).map_err(|error| {
+        let path = disk.path().join(FILE);
+        match (poison.error(), error.newer()) {
+            // The disk's own words, where there are any.
+            (Some(error), _) => StartError::Io { path, source: error.into() },
+            (None, Some((found, known))) => StartError::NewerFormat { path, found, known },
+            (None, None) => StartError::Corrupted { path, what: error.to_string() },
+        }
     })
 }
 
@@ -481,7 +486,7 @@ fn advance(position: &mut SnapshotMeta, entry: &Decoded) -> Result<(), RowError>
     if let Some(last) = position.last_applied
         && entry.log_id.index <= last.index
     {
-        return Err(RowError(format!("entry {} does not follow {last}", entry.log_id)));
+        return Err(RowError::new(format!("entry {} does not follow {last}", entry.log_id)));
     }
     position.last_applied = Some(entry.log_id);
     if let Content::Membership(membership) = &entry.content {

@@ -141,18 +141,20 @@ impl From<RowSpace> for Part {
 
 /// Turns whatever redb said into what the state machine's traits speak of.
 pub(crate) fn disk(error: impl std::fmt::Display) -> RowError {
-    RowError(error.to_string())
+    RowError::new(error.to_string())
 }
 
 /// Reads what may be damaged: redb refuses most damage with an error, and some with a panic.
 pub(crate) fn undamaged<T, E: From<RowError>>(read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|panic| Err(RowError(format!("panicked: {}", panic_message(&*panic))).into()))
+        .unwrap_or_else(|panic| Err(RowError::new(format!("panicked: {}", panic_message(&*panic))).into()))
 }
 
 /// One of the rows of [`POSITION`].
 pub(crate) fn read_position(rows: &PastRows, name: &[u8]) -> Result<Option<SnapshotMeta>, RowError> {
-    rows.row_of(POSITION, name)?.map(|meta| decode_meta(meta).map_err(disk)).transpose()
+    rows.row_of(POSITION, name)?
+        .map(|meta| decode_meta(meta).map_err(|error| RowError::unread("position", &error)))
+        .transpose()
 }
 
 fn past_table(txn: &ReadTransaction, name: &str) -> Result<Option<PastTable>, RowError> {

@@ -166,6 +166,6 @@ fn a_block_in_another_ones_place_is_seen() {
     });
     let table = records.table();
     let found = record(&table, id(3, 0));
-    assert!(found.as_ref().is_err_and(|error| error.0.contains("begins with")), "{found:?}");
+    assert!(found.as_ref().is_err_and(|error| error.to_string().contains("begins with")), "{found:?}");
     assert!(records_in(&table, FIRST..=id(9, 0), &mut |_, _| Ok(ControlFlow::Continue(()))).is_err());
 }

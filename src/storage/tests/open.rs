@@ -5,12 +5,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use super::*;
+use crate::format::block::sealed;
 use crate::format::identity::{IDENTITY_KEY, IDENTITY_TABLE};
 use crate::format::log::{BLOCK_BYTES, FileHead, Frame};
 use crate::format::log_items::{Item, Opening};
+use crate::format::snapshot::Part;
+use crate::format::state::{POSITION, live_table};
 use crate::format::wire::seal;
 use crate::storage::disk::{DirDisk, Disk, FAILED_FILE, File, MemDisk};
 use crate::storage::fault_disk::{PowerLoss, SplitMix};
+use crate::storage::state_rows::definition;
+use crate::storage::support::{Node, history, run};
 
 /// A directory that was made, used a little and closed.
 fn used() -> FaultDisk {
@@ -96,8 +101,8 @@ fn a_marker_of_a_failure_keeps_the_directory_closed_and_says_why() {
     assert_eq!((path, &reason[..]), (&disk.mount().path().join(FAILED_FILE), "log.wal: sync: broken"));
 }
 
-/// Puts a row into a closed file.
-fn put_row(disk: &FaultDisk, file: File, table: &str, key: u64, row: &[u8]) {
+/// Changes a closed file.
+fn change(disk: &FaultDisk, file: File, change: impl FnOnce(&redb::WriteTransaction)) {
     struct Plain(Box<dyn redb::StorageBackend>);
     impl std::fmt::Debug for Plain {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -124,9 +129,14 @@ fn put_row(disk: &FaultDisk, file: File, table: &str, key: u64, row: &[u8]) {
     let backend = Plain(disk.mount().backend(file).unwrap());
     let db = redb::Builder::new().create_with_backend(backend).unwrap();
     let txn = db.begin_write().unwrap();
-    let table: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new(table);
-    txn.open_table(table).unwrap().insert(key, row).unwrap();
+    change(&txn);
     txn.commit().unwrap();
+}
+
+/// Puts a row into a closed file.
+fn put_row(disk: &FaultDisk, file: File, table: &str, key: u64, row: &[u8]) {
+    let table: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new(table);
+    change(disk, file, |txn| drop(txn.open_table(table).unwrap().insert(key, row).unwrap()));
 }
 
 #[test]
@@ -149,6 +159,49 @@ fn a_directory_of_a_newer_release_is_refused() {
         assert!(newer, "{error}");
         assert_eq!(disk.bytes(File::Log), before, "something was written first");
     }
+}
+
+/// Otherwise whoever goes back to an older release for a moment would be told to give up the directory.
+#[test]
+fn a_state_with_a_row_of_a_newer_release_is_refused_as_that_and_not_as_damaged() {
+    let disk = FaultDisk::new(1);
+    run(async {
+        let node = Node::open(disk.mount()).unwrap();
+        let entries = history(60, 30);
+        node.append(&entries).await.unwrap();
+        node.apply(&entries).await.unwrap();
+        node.close().await.unwrap();
+    });
+    let mut refused = 0;
+    for name in Part::ALL.map(live_table).into_iter().chain([POSITION]) {
+        let disk = disk.fork();
+        let mut raised = false;
+        change(&disk, File::State, |txn| {
+            let mut table = txn.open_table(definition(name)).unwrap();
+            let first = redb::ReadableTable::first(&table)
+                .unwrap()
+                .map(|(key, row)| (key.value().to_vec(), row.value().to_vec()));
+            let Some((key, row)) = first else { return };
+            // The version is the first byte of all, or stands behind a checksum.
+            let at = if name == POSITION { 0 } else { 4 };
+            assert_eq!(row[at], 1, "the version");
+            let rest = [&[2], &row[at + 1..]].concat();
+            let newer = match name {
+                POSITION => rest,
+                "records" => sealed(&[&row[..4], &rest].concat()),
+                _ => seal(&rest).to_vec(),
+            };
+            table.insert(&key[..], &newer[..]).unwrap();
+            raised = true;
+        });
+        if raised {
+            let refusal = run(async { Node::open(disk.mount()).map(drop).expect_err("it was opened") });
+            let newer = matches!(&refusal, StartError::NewerFormat { found: 2, known: 1, path } if path.ends_with("state.redb"));
+            assert!(newer, "{name}: {refusal}");
+            refused += 1;
+        }
+    }
+    assert!(refused >= 6, "only {refused} tables had rows");
 }
 
 #[test]
