@@ -48,6 +48,13 @@ async fn next_change(watch: &mut Watch<Instance>) -> Result<String, Failure> {
     }
 }
 
+/// Fails if the next change is another one, or does not come.
+async fn expect(watch: &mut Watch<Instance>, wanted: &str) -> Result<(), Failure> {
+    let seen = timeout(Duration::from_secs(30), next_change(watch)).await??;
+    println!("watcher: {seen}");
+    check(seen == wanted, &format!("it should have been: {wanted}"))
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let root = tempfile::tempdir()?;
@@ -72,25 +79,22 @@ async fn main() -> Result<(), Failure> {
 
     let mut watch = there.watch::<Instance>(prefix("web/")).with_initial().await?;
     let one = tokio::spawn(instance(here.clone(), "web/1", "10.0.0.1:80"));
-    println!("watcher: {}", next_change(&mut watch).await?);
+    expect(&mut watch, "web/1 came, at 10.0.0.1:80").await?;
     let two = tokio::spawn(instance(here.clone(), "web/2", "10.0.0.2:80"));
-    println!("watcher: {}", next_change(&mut watch).await?);
+    expect(&mut watch, "web/2 came, at 10.0.0.2:80").await?;
 
     // A third one holds a session, which renews itself; it leaves properly.
     let session: Session = here.session().ttl(TTL).await?;
     here.set("web/3", &Instance { address: "10.0.0.3:80".into() }).session(&session).await?;
-    println!("watcher: {}", next_change(&mut watch).await?);
+    expect(&mut watch, "web/3 came, at 10.0.0.3:80").await?;
     session.close().await?;
-    let left = next_change(&mut watch).await?;
-    println!("watcher: {left}");
-    check(left == "web/3 left", "the closed session's key should have left")?;
+    expect(&mut watch, "web/3 left").await?;
 
     let died = Instant::now();
     two.abort();
     println!("instance 2 dies");
-    let gone = timeout(Duration::from_secs(30), next_change(&mut watch)).await??;
-    println!("watcher: {gone}, {:.1} s after its death", died.elapsed().as_secs_f32());
-    check(gone == "web/2 expired", "instance 2 should have expired")?;
+    expect(&mut watch, "web/2 expired").await?;
+    println!("that was {:.1} s after its death", died.elapsed().as_secs_f32());
 
     println!("the leader, {}, is shut down", leader.status().name);
     leader.shutdown().await?;
