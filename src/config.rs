@@ -100,6 +100,8 @@ pub(crate) struct Settings {
     pub(crate) quota_bytes: u64,
     /// Room on the disk below which growing writes are refused before they are proposed.
     pub(crate) disk_reserve: u64,
+    /// Bytes proposed but not yet durable beyond which a leader takes no more (`Busy`).
+    pub(crate) unflushed_bytes: u64,
     /// Revisions of history to keep below the newest.
     pub(crate) history_revisions: u64,
     /// Age beyond which even these are forgotten.
@@ -125,11 +127,13 @@ pub(crate) struct Retention {
     /// Entries kept behind a snapshot, so that a follower that was away catches up from the log. Large, so that installing
     /// a snapshot under load is rare (upstream issue 2116) and a short absence costs no state transfer.
     pub(crate) kept_entries: u64,
+    /// Log bytes behind the last snapshot beyond which one is taken and the log is purged, whatever the number of entries.
+    pub(crate) log_bytes: u64,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Retention { snapshot_entries: 50_000, kept_entries: 100_000 }
+        Retention { snapshot_entries: 50_000, kept_entries: 100_000, log_bytes: 512 << 20 }
     }
 }
 
@@ -153,6 +157,7 @@ impl Default for Settings {
             timeout: Duration::from_secs(10),
             quota_bytes: 2 << 30,
             disk_reserve: 256 << 20,
+            unflushed_bytes: 64 << 20,
             history_revisions: 100_000,
             history_age: None,
             watch_revisions: 8192,
@@ -181,5 +186,40 @@ impl Settings {
             return Err(StartError::Config { setting: "history", value: self.history_revisions.to_string(), rule });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_do_not_go_together_are_named_with_the_rule() {
+        let ms = Duration::from_millis;
+        let timing =
+            |heartbeat, min, max| Timing { heartbeat: ms(heartbeat), election_min: ms(min), election_max: ms(max) };
+        let wrong = |setting: &str, change: &dyn Fn(&mut Settings)| {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            let refused = settings.check();
+            let named = matches!(&refused, Err(StartError::Config { setting: named, .. }) if *named == setting);
+            assert!(named, "{setting}: {refused:?}");
+        };
+        wrong("timing.heartbeat", &|settings| settings.timing = timing(9, 100, 200));
+        wrong("timing.election_min", &|settings| settings.timing = timing(50, 149, 300));
+        wrong("timing.election_max", &|settings| settings.timing = timing(50, 150, 150));
+        wrong("timing.election_max", &|settings| settings.timing = timing(50, 150, 60_001));
+        wrong("timeout", &|settings| settings.timeout = Duration::ZERO);
+        wrong("history", &|settings| settings.history_revisions = 999);
+        wrong("history_age", &|settings| settings.history_age = Some(ms(9_999)));
+        let edge = Settings {
+            timing: timing(10, 30, 31),
+            timeout: ms(1),
+            history_revisions: 1000,
+            history_age: Some(ms(10_000)),
+            ..Settings::default()
+        };
+        assert!(edge.check().is_ok() && Settings::default().check().is_ok());
+        Timing::fast().check().expect("what is offered is right");
     }
 }

@@ -16,7 +16,7 @@ use crate::config::Timing;
 use crate::error::{Error, Obstacle, StartError};
 use crate::node::{Formation, Node, Phase};
 use crate::rt;
-use crate::transport::{Inbound, MemoryNetwork};
+use crate::transport::{Inbound, Lane, MemoryNetwork, TransportError};
 use crate::types::{ClusterId, LeaderId, Member, NodeId, Peer, Revision, Ticket};
 
 /// A handle on this process's member of the cluster.
@@ -201,6 +201,17 @@ impl Cluster {
             let _ = cluster.ready().await;
         }
         Ok(clusters)
+    }
+
+    /// Serves a frame that came from a peer and returns the frame to answer it with: for a host that runs the server itself.
+    /// The same as [`Inbound::receive`], with its errors.
+    ///
+    /// # Errors
+    /// [`TransportError::Closed`] after the node was shut down, [`TransportError::TooLarge`], and whatever the node answers with.
+    /// # Cancel safety
+    /// Dropping the future does not undo the frame.
+    pub async fn receive(&self, lane: Lane, frame: Bytes) -> Result<Bytes, TransportError> {
+        self.inbound().receive(lane, frame).await
     }
 
     /// Hands out the other half of the transport: what the host's server passes frames to. Also given to

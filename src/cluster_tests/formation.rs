@@ -56,17 +56,24 @@ async fn a_formation_that_a_power_failure_interrupts_anywhere_ends_in_one_cluste
 
 #[tokio::test(start_paused = true)]
 async fn a_lone_node_that_a_power_failure_interrupts_anywhere_becomes_one_cluster_all_the_same() {
+    let mut interrupted = 0;
     for point in (0..40).chain((40..120).step_by(4)) {
         let mut group = Group::new(1, point).single();
         group.disks[0].die_at(point);
+        let mut formed = None;
         if let Ok(node) = group.builder(0).await {
             group.adopt(0, node.clone());
-            let _ = node.set("k", &point).timeout(Duration::from_secs(2)).await;
+            let written = node.set("k", &point).timeout(Duration::from_secs(2)).await;
+            formed = written.is_ok().then(|| node.status().cluster);
         }
+        interrupted += u64::from(group.disks[0].has_lost_power() && formed.is_none());
         group.power_loss(0, PowerLoss::Prefix);
         group.start_all().await;
         group.node(0).set("k", &point).await.unwrap_or_else(|error| panic!("point {point}: {error}"));
+        let cluster = group.node(0).status().cluster;
+        assert!(formed.is_none_or(|before| before == cluster), "point {point}: {formed:?}, and now {cluster:?}");
     }
+    assert!(interrupted > 10, "only {interrupted} formations were interrupted");
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,6 +174,7 @@ async fn a_fresh_node_beside_one_of_another_cluster_forms_nothing() {
 /// in the middle of it all.
 #[tokio::test(start_paused = true)]
 async fn two_formations_at_once_never_form_two_clusters_that_both_take_writes() {
+    let mut won = BTreeSet::new();
     for switch_ms in (0..400).step_by(25) {
         let mut group = Group::new(3, switch_ms);
         group.mischief(super::support::Mischief { delay_ms_max: 15, ..Default::default() });
@@ -192,7 +200,9 @@ async fn two_formations_at_once_never_form_two_clusters_that_both_take_writes() 
             let found = node.get::<i32>(key).await;
             assert!(matches!(found, Ok(Some(_))), "{switch_ms}: {key} was acknowledged: {found:?}");
         }
+        won.extend(acked);
     }
+    assert_eq!(won.len(), 2, "only one of the two ever formed a cluster: {won:?}");
 }
 
 #[tokio::test(start_paused = true)]

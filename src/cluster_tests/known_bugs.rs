@@ -36,7 +36,7 @@
 //! | NATS #7549, #7556 | One flipped bit on one node took acknowledged data away from all. | `a_flipped_bit_is_found_or_harmless`, `a_record_that_has_rotted_is_neither_shown_nor_sent_and_stops_the_node` |
 //! | Protocol-Aware Recovery (Alagappan et al., FAST '18) | A checksum that failed in the middle of a log was taken for a torn end, and everything behind it cut off. | `a_last_frame_that_is_torn_is_cut_off_and_any_other_is_damage_that_is_named` |
 //! | PostgreSQL ("fsyncgate", 2018); Rebello et al., ATC '20 | A sync that had failed was tried again, and its success believed. | `a_sync_that_has_failed_is_never_tried_again` |
-//! | redb #1290 | A recovery made a torn commit valid; a second crash made it the newest. | `a_node_that_loses_power_twice_at_any_two_operations_has_all_it_had_told` |
+//! | redb #1290 | A recovery made a torn commit valid; a second crash made it the newest. | `a_node_that_loses_power_at_any_operation_and_again_on_the_way_back_has_all_it_had_told` |
 //! | etcd #17780, #6633 | The newest revision was a deletion and was compacted away: after a restart revisions were given out again. | `the_revision_stands_though_the_newest_changes_were_deletions_and_are_forgotten` |
 //! | RaftKeeper #332; databend #14047 | What an entry does depended on the clock of whoever replayed it. | `wall_clocks_that_jump_by_ten_years_change_nothing`, `random_commands_come_to_the_same_however_they_are_batched_restarted_restored_or_swept` |
 //! | etcd #18667 | A transaction read below the floor and failed on one member only. | `unchanged_since_sees_puts_and_deletes_and_claims_nothing_below_the_floor`, `the_hash_does_not_depend_on_when_or_how_far_a_node_has_swept` |
@@ -139,7 +139,8 @@ fn tests_in(directory: &Path, found: &mut BTreeSet<String>) {
                 // Between the attribute that makes it a test and the function there may be others.
                 is_test = line.starts_with("#[test]")
                     || line.starts_with("#[tokio::test")
-                    || is_test && line.starts_with("#[");
+                    // One that the gate passes over finds nothing there.
+                    || is_test && line.starts_with("#[") && !line.starts_with("#[ignore");
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::{Error, Raw};
 /// A group that keeps next to nothing of its log.
 pub(super) fn forgetful(seed: u64) -> Group {
     Group::new(3, seed).tune(move |settings| {
-        settings.retention = Retention { snapshot_entries: 20, kept_entries: 5 };
+        settings.retention = Retention { snapshot_entries: 20, kept_entries: 5, ..Retention::default() };
         settings.drive = slow_disks(seed, 4);
     })
 }
@@ -66,6 +66,25 @@ async fn a_follower_that_was_away_for_longer_than_the_log_gets_a_snapshot_under_
         group.start_all().await;
         group.converged().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_takes_too_many_bytes_is_purged_however_few_entries_it_has() {
+    let mut group = Group::new(3, 1).tune(|settings| {
+        settings.retention = Retention { kept_entries: 5, log_bytes: 1_000_000, ..Retention::default() };
+    });
+    group.start_all().await;
+    let value = Raw(vec![7u8; 1000].into());
+    for i in 0..90 {
+        group.node(0).set(format!("k{i}"), &value).await.expect("written");
+    }
+    rt::sleep(Duration::from_secs(5)).await;
+    assert!((0..3).all(|n| group.node(n).node().log_starts_at() == 0), "there is room");
+    for i in 0..1000 {
+        group.node(0).set(format!("k{i}"), &value).await.expect("written");
+    }
+    eventually("all are purged", || (0..3).all(|n| group.node(n).node().log_starts_at() > 90)).await;
+    group.converged().await;
 }
 
 #[tokio::test(start_paused = true)]

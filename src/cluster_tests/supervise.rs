@@ -1,13 +1,15 @@
 //! Panics, and disks that fail under a running node.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::support::{Group, eventually, seeds, slow_disks};
 use crate::api::cluster::Health;
 use crate::rt;
+use crate::sim::net::Passage;
 use crate::storage::fault_disk::{Fault, IoKind};
-use crate::{Error, StartError};
+use crate::{Error, Lane, StartError};
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_the_consensus_core_is_survived_by_the_node() {
@@ -160,4 +162,25 @@ async fn a_member_whose_state_is_not_that_of_the_others_stops_for_good_and_they_
     group.release(1);
     let again = group.builder(1).await.map(drop);
     assert!(matches!(&again, Err(StartError::Failed { reason, .. }) if reason.contains("state hash")), "{again:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bulk_that_does_not_get_through_delays_neither_heartbeats_nor_renewals() {
+    let group = Group::started(3, 1).await;
+    let leader = group.leader().await;
+    let session = group.node((leader + 1) % 3).session().ttl(Duration::from_secs(2)).await.expect("granted");
+    let term = group.node(leader).status().term;
+    let bulk = |lane| if lane == Lane::Control { Duration::ZERO } else { Duration::from_secs(30) };
+    group
+        .network
+        .script(Some(Arc::new(move |sight| Some(vec![Passage { delay: bulk(sight.lane), ..Passage::default() }]))));
+    // Twenty of the longest election timeouts.
+    for _ in 0..16 {
+        rt::sleep(Duration::from_millis(500)).await;
+        assert!(!session.valid_for().is_zero(), "its renewals wait");
+    }
+    let status = group.node(leader).status();
+    assert_eq!((status.term, status.is_leader), (term, true));
+    group.network.script(None);
+    group.node(leader).set("k", &1).await.expect("written");
 }

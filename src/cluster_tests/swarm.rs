@@ -153,7 +153,7 @@ async fn scenario(sim: Sim, plan: Plan) -> Harvest {
     sim.tune(move |settings| {
         settings.timing = Timing::fast();
         if forgetful {
-            settings.retention = Retention { snapshot_entries: 30, kept_entries: 10 };
+            settings.retention = Retention { snapshot_entries: 30, kept_entries: 10, ..Retention::default() };
         }
         if hasty {
             settings.watch_revisions = 4;

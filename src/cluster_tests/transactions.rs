@@ -232,7 +232,7 @@ async fn run_bank(sim: Sim) {
     let books = Arc::new(Mutex::new(Books::default()));
     sim.tune(|settings| {
         settings.timing = Timing::fast();
-        settings.retention = Retention { snapshot_entries: 200, kept_entries: 50 };
+        settings.retention = Retention { snapshot_entries: 200, kept_entries: 50, ..Retention::default() };
     });
     let shared = books.clone();
     sim.hosts(["node-1", "node-2", "node-3"], move |host| bank(host, shared.clone())).expect("names are new");

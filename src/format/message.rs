@@ -1,8 +1,8 @@
 //! Frames between nodes: an envelope that says whose they are, and one request or reply.
 //!
 //! Layout: CRC-32 over the rest, version byte, cluster id (or none), sender, sender's incarnation, target, nonce, kind,
-//! body. A reply repeats the request's nonce. Versioned as a whole: nodes of one cluster speak the lowest common version,
-//! of which there is one so far.
+//! body. A reply repeats the request's nonce. Versioned as a whole; there is one version so far, and a frame of another one is
+//! refused.
 
 use bytes::Bytes;
 

@@ -19,9 +19,7 @@ const QUOTA_MARGIN: u64 = 8;
 /// Steps in which history grows too old: it is forgotten up to one such part of the bound later, and that many times the
 /// revision is remembered that was the newest then.
 const AGE_STEPS: u32 = 64;
-/// Log bytes behind the last snapshot beyond which one is taken and the log is purged, whatever the number of entries.
-const LOG_BYTES_MAX: u64 = 512 * 1024 * 1024;
-/// Log entries left by such a purge, for followers that are a little behind.
+/// Most log entries left by a purge for bytes, for followers that are a little behind.
 const LOG_KEPT_ENTRIES: u64 = 10_000;
 
 /// Which revision was the newest when.
@@ -56,7 +54,7 @@ impl Node {
         let mut ages = self.settings.history_age.map(Ages::new);
         loop {
             rt::sleep(COMPACT_INTERVAL).await;
-            if self.log.bytes() > LOG_BYTES_MAX {
+            if self.log.bytes() > self.settings.retention.log_bytes {
                 self.purge_by_bytes().await;
             }
             let (now, view) = (rt::boot_now(), self.state.view());
@@ -92,7 +90,8 @@ impl Node {
             return;
         }
         if let Some(durable) = self.state.durable_applied() {
-            let _ = raft.purge_log(durable.index.saturating_sub(LOG_KEPT_ENTRIES)).await;
+            let kept = LOG_KEPT_ENTRIES.min(self.settings.retention.kept_entries);
+            let _ = raft.purge_log(durable.index.saturating_sub(kept)).await;
         }
     }
 }

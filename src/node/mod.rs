@@ -45,6 +45,7 @@ use crate::watch_hub::WatchHub;
 
 /// How the first cluster of an empty directory comes about.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Formation {
     /// A cluster of this one node.
     Single,

@@ -23,14 +23,14 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
 const LAST_ANSWERS: Duration = Duration::from_millis(100);
 /// Most bytes of answers in one frame; whose answer does not fit asks again, and gets what is remembered of it.
 const ANSWERS_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024 * 1024;
-/// Bytes proposed but not yet durable beyond which the leader takes no more (`Busy`).
-pub(super) const UNFLUSHED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl Node {
     /// Puts a batch into this leader's log and answers each caller as its entry is applied.
     pub(super) async fn propose_here(self: Arc<Self>, batch: Batch) {
         let (proposals, waiting) = batch.close(self.clone());
-        if self.log.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
+        if self.is_flooded() {
+            let limit = self.settings.unflushed_bytes;
+            let busy = || Obstacle::Busy { what: "bytes waiting for the leader's disk", limit };
             return waiting.tell_all(|| Attempt::NotSent(busy()));
         }
         let raft = self.raft();
@@ -79,13 +79,18 @@ impl Node {
         }
     }
 
+    /// Whether more waits for this leader's disk than it should take.
+    fn is_flooded(&self) -> bool {
+        self.log.unflushed_bytes() as u64 > self.settings.unflushed_bytes
+    }
+
     /// Serves another node's frame of proposals. A frame this node cannot take is refused whole, before any of it is logged.
     pub(super) async fn serve_proposals(&self, proposals: Vec<Bytes>) -> Reply {
         let status = self.status.borrow();
         if !status.leads {
             return Reply::NotLeader { leader: status.leader };
         }
-        if self.log.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
+        if self.is_flooded() {
             return Reply::Busy { what: "bytes waiting for the leader's disk".into() };
         }
         let mut outcomes: Vec<Option<Attempt>> = proposals.iter().map(|_| None).collect();
@@ -104,10 +109,6 @@ impl Node {
     }
 }
 
-fn busy() -> Obstacle {
-    Obstacle::Busy { what: "bytes waiting for the leader's disk", limit: UNFLUSHED_BYTES_MAX as u64 }
-}
-
 /// What an outcome proves. At the pinned version the library answers "not the leader" only before it appends an entry (and
 /// "discarded" when it takes an appended one away, which may yet be committed elsewhere): read in its `write_entries` and
 /// `run_truncate`, to be read again with each new version.
@@ -116,5 +117,51 @@ fn attempt_of(outcome: Result<(crate::types::LogId, Response), RaftFailure>) -> 
         Ok((_, response)) => Attempt::Decided(response),
         Err(RaftFailure::NotLeader(_)) => Attempt::NotSent(Obstacle::NoLeader),
         Err(RaftFailure::Discarded | RaftFailure::NoQuorum | RaftFailure::Stopped(_)) => Attempt::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::IntoFuture;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::config::TestDrive;
+    use crate::rt::worker::Drive;
+    use crate::{Cluster, MemoryNetwork, Runtime};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_takes_no_more_frames_and_batches_while_too_much_waits_for_its_disk() {
+        let delay_ms = Arc::new(AtomicU64::new(0));
+        let slow = delay_ms.clone();
+        let pause = move || rt::sleep(Duration::from_millis(slow.load(Ordering::Relaxed)));
+        let drive = Drive::Delayed(Arc::new(move || Box::pin(pause())));
+        let cluster = Cluster::builder("node")
+            .in_memory()
+            .transport(MemoryNetwork::new().transport("node"))
+            .runtime(Runtime::Current)
+            .settings(|settings| (settings.drive, settings.unflushed_bytes) = (TestDrive(Some(drive)), 1000))
+            .await
+            .expect("starts");
+        cluster.set("warm", &0).await.expect("written");
+        let node = cluster.node();
+        delay_ms.store(1000, Ordering::Relaxed);
+        let write = cluster.set("k", &"x".repeat(2000)).into_future();
+        let meanwhile = async {
+            rt::sleep(Duration::from_millis(100)).await;
+            let refused = node.serve_proposals(vec![Bytes::from_static(b"never looked at")]).await;
+            assert!(matches!(&refused, Reply::Busy { what } if what.contains("disk")), "{refused:?}");
+            let (answer, outcome) = futures::channel::oneshot::channel();
+            let mut batch = Batch::new(node.id(), 1, 0);
+            batch.push(super::super::batch::Proposed::Encoded { proposal: Bytes::from_static(b"nor this"), answer });
+            node.clone().propose_here(batch).await;
+            let attempt = outcome.await.expect("answered");
+            assert!(matches!(attempt, Attempt::NotSent(Obstacle::Busy { limit: 1000, .. })), "{attempt:?}");
+        };
+        let (written, ()) = futures::join!(write, meanwhile);
+        written.expect("what it had taken is written");
+        delay_ms.store(0, Ordering::Relaxed);
+        cluster.set("k", &1).await.expect("there is room again");
+        cluster.shutdown().await.expect("closes its files");
     }
 }

@@ -75,7 +75,9 @@ async fn snapshots_that_come_in_while_much_is_written_on_real_threads_and_disks_
             .transport(network.transport(&peer.name))
             .formation(Formation::Peers(peers.clone()))
             .timing(Timing::fast())
-            .settings(|settings| settings.retention = Retention { snapshot_entries: 500, kept_entries: 200 })
+            .settings(|settings| {
+                settings.retention = Retention { snapshot_entries: 500, kept_entries: 200, ..Retention::default() }
+            })
             .into_future()
     };
     let nodes = futures::future::try_join_all(peers.iter().map(start)).await.expect("all start");
