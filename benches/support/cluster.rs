@@ -56,8 +56,9 @@ impl Nodes {
     }
 }
 
-/// Writes every key once, 512 at a time.
+/// Writes every key once, 512 at a time. Says so, aside: it takes seconds.
 pub async fn fill(node: &Cluster, keys: u64) {
+    eprintln!("writing {keys} keys ...");
     let tasks: Vec<_> = (0..512)
         .map(|writer| {
             let node = node.clone();

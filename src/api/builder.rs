@@ -20,7 +20,9 @@ use crate::transport::Transport;
 /// [`Cluster::ready`] for that.
 ///
 /// # Errors
-/// See [`StartError`]. Whatever it is, the directory holds what it held.
+/// See [`StartError`]. Whatever it is, the directory holds what it held. What only the peers know comes later, since nobody is
+/// waited for here: that the directory is another cluster's, or was emptied while its cluster lives, is the
+/// [`Error::Formation`](crate::Error::Formation) of [`Cluster::ready`] and of every operation.
 #[must_use = "a builder does nothing until it is awaited"]
 pub struct Builder {
     name: String,
