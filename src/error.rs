@@ -253,7 +253,8 @@ pub enum Error {
         /// How long this call waited.
         waited: Duration,
     },
-    /// This node has stopped: shut down, or stopped by itself after a disk error or a bug. Its last words are in `reason`.
+    /// This node has stopped: shut down, or by itself, after a disk error, a bug, or finding that its state or directory is not
+    /// what its cluster has. Its last words are in `reason`.
     #[error("this node has stopped: {reason}")]
     Stopped {
         /// Why.

@@ -121,9 +121,9 @@ impl Builder {
     }
 
     /// Bytes of room on the disk below which growing writes are refused with [`Error::DiskFull`](crate::Error::DiskFull), on
-    /// every node, while this one is a member that answers. A disk that is full stops its node for good, and those of
+    /// every node, as long as this one answers now and then. A disk that is full stops its node for good, and those of
     /// replicas fill at the same pace. Default 256 MiB; 0: do not look. Each node looks at its disk every second, and the
-    /// others hear of it within eight: leave room for what is written in that time, which takes some three times its size (log,
+    /// others hear of it within ten: leave room for what is written in that time, which takes some three times its size (log,
     /// state, and what the state has still to give back). On a smaller volume than this nothing can be written.
     pub fn disk_reserve(mut self, bytes: u64) -> Self {
         self.settings.disk_reserve = bytes;

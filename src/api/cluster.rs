@@ -107,7 +107,8 @@ pub struct Status {
     pub free_bytes: Option<u64>,
     /// A digest of the replicated state: equal on all nodes that have applied the same, unless one of them is damaged. Not
     /// everything that is applied makes a revision (leases do not), so nodes of one revision may differ for a moment. Members
-    /// compare theirs behind every 1,024th entry of the log, and one that differs from a majority stops.
+    /// compare theirs behind every 1,024th entry of the log; one that differs from a majority stops, and without one all of
+    /// them say so, in an event, once a minute.
     pub state_hash: u64,
 }
 
@@ -321,7 +322,7 @@ impl Cluster {
     /// [`Timing::election_max`](crate::Timing::election_max).
     ///
     /// # Errors
-    /// [`Error::ShuttingDown`] if that is over: the files are not closed yet.
+    /// [`Error::ShuttingDown`] if that is over: the files are not closed yet. [`Error::Stopped`] if closing them panicked.
     /// # Cancel safety
     /// The shutdown goes on in the background.
     pub async fn shutdown(&self) -> Result<(), Error> {

@@ -71,7 +71,7 @@ async fn a_follower_that_was_away_for_longer_than_the_log_gets_a_snapshot_under_
 #[tokio::test(start_paused = true)]
 async fn a_log_that_takes_too_many_bytes_is_purged_however_few_entries_it_has() {
     let mut group = Group::new(3, 1).tune(|settings| {
-        settings.retention = Retention { kept_entries: 5, log_bytes: 1_000_000, ..Retention::default() };
+        settings.retention = Retention { log_bytes: 1_000_000, ..Retention::default() };
     });
     group.start_all().await;
     let value = Raw(vec![7u8; 1000].into());

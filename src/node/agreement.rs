@@ -2,15 +2,21 @@
 //!
 //! The state is a function of the log, so behind one entry it is the same on all members. If it is not, one of them has gone
 //! wrong: its memory, its disk, or a bug that does not show everywhere. A member that finds a majority of all voters agreed on
-//! something else than its own is outvoted. A vote is worth something only from who has come to its state by itself: one that
-//! was sent its state, or has loaded it, after the members began to differ may repeat what another got wrong.
+//! something else than its own is outvoted.
+//!
+//! A vote is worth something only from who has come to its state by itself: one that was sent its state may repeat what another
+//! got wrong, and three would be one and its copy against the only one that is right. So it counts once the two have agreed
+//! behind an entry that the voter has applied itself: since then at most one of them can have been sent anything. The price is
+//! that members which begin to differ while one of them is sent its state, or is restarted, may go on differing for ever: then
+//! nobody knows who is right, and all say so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::types::{Account, Milestone};
+use crate::types::{Account, Milestone, NodeId};
 
 /// What another member has said.
 pub(super) struct Told {
+    pub(super) id: NodeId,
     pub(super) name: String,
     pub(super) voter: bool,
     pub(super) account: Account,
@@ -28,53 +34,46 @@ pub(super) enum Difference {
 /// One member's memory of how the others compare.
 #[derive(Debug, Default)]
 pub(super) struct Agreement {
-    /// The first entry behind which some member was seen to differ, since all voters agreed.
-    disputed: Option<u64>,
+    /// The newest entry behind which each was seen to be the same.
+    agreed: BTreeMap<NodeId, u64>,
 }
 
 impl Agreement {
     /// The newest difference by which this member is outvoted, or else the newest one.
     pub(super) fn compare(&mut self, mine: &[Milestone], others: &[Told], voters: usize) -> Option<Difference> {
-        let differing: Vec<Milestone> = mine.iter().copied().filter(|mine| differ(*mine, others)).collect();
-        match differing.iter().map(|milestone| milestone.index).min() {
-            Some(first) => self.disputed = Some(self.disputed.map_or(first, |before| before.min(first))),
-            None if agree(mine, others, voters) => self.disputed = None,
-            None => {}
+        for other in others {
+            let same = mine.iter().rev().find(|mine| other.behind(mine.index) == Some(mine.hash));
+            if let Some(Milestone { index, .. }) = same {
+                let agreed = self.agreed.entry(other.id).or_default();
+                *agreed = (*agreed).max(*index);
+            }
         }
-        let disputed = self.disputed?;
-        let mut found: Vec<_> = differing.into_iter().map(|mine| difference(mine, others, voters, disputed)).collect();
-        let outvoted = found.iter().rposition(|found| matches!(found, Difference::Outvoted { .. }));
-        match outvoted {
+        let mut found: Vec<_> = mine.iter().filter_map(|mine| self.difference(*mine, others, voters)).collect();
+        match found.iter().rposition(|found| matches!(found, Difference::Outvoted { .. })) {
             Some(place) => Some(found.swap_remove(place)),
             None => found.pop(),
         }
     }
-}
 
-fn differ(mine: Milestone, others: &[Told]) -> bool {
-    others.iter().any(|other| other.behind(mine.index).is_some_and(|theirs| theirs != mine.hash))
-}
-
-/// Whether every other voter has been heard, and was the same when it was compared last.
-fn agree(mine: &[Milestone], others: &[Told], voters: usize) -> bool {
-    let same = |other: &&Told| {
-        let last = mine.iter().rev().find_map(|mine| Some((mine.hash, other.behind(mine.index)?)));
-        other.voter && last.is_some_and(|(mine, theirs)| mine == theirs)
-    };
-    others.iter().filter(same).count() + 1 >= voters
-}
-
-fn difference(mine: Milestone, others: &[Told], voters: usize, disputed: u64) -> Difference {
-    let Milestone { index, hash: mine } = mine;
-    let (mut who, mut votes) = (BTreeSet::new(), BTreeMap::<u64, usize>::new());
-    for other in others {
-        let Some(theirs) = other.behind(index).filter(|theirs| *theirs != mine) else { continue };
-        who.insert(other.name.clone());
-        *votes.entry(theirs).or_default() += usize::from(other.voter && other.account.since <= disputed);
+    fn difference(&self, mine: Milestone, others: &[Told], voters: usize) -> Option<Difference> {
+        let Milestone { index, hash: mine } = mine;
+        let (mut who, mut votes) = (BTreeSet::new(), BTreeMap::<u64, usize>::new());
+        for other in others {
+            let Some(theirs) = other.behind(index).filter(|theirs| *theirs != mine) else { continue };
+            who.insert(other.name.clone());
+            *votes.entry(theirs).or_default() += usize::from(self.counts(other));
+        }
+        let (theirs, votes) = votes.into_iter().max_by_key(|(_, votes)| *votes)?;
+        Some(match votes * 2 > voters {
+            true => Difference::Outvoted { index, mine, theirs, votes },
+            false => Difference::Other { index, mine, who: who.into_iter().collect() },
+        })
     }
-    match votes.into_iter().max_by_key(|(_, votes)| *votes).filter(|(_, votes)| votes * 2 > voters) {
-        Some((theirs, votes)) => Difference::Outvoted { index, mine, theirs, votes },
-        None => Difference::Other { index, mine, who: who.into_iter().collect() },
+
+    /// Whether the other one's state is no copy of a third one's, since the two agreed.
+    fn counts(&self, other: &Told) -> bool {
+        let agreed = self.agreed.get(&other.id).copied().unwrap_or_default();
+        other.voter && other.account.since <= agreed
     }
 }
 
@@ -89,9 +88,14 @@ impl Told {
 mod tests {
     use super::*;
 
+    /// Named by one letter.
     fn told(name: &str, milestones: &[(u64, u64)]) -> Told {
         let account = Account { since: 0, milestones: those(milestones) };
-        Told { name: name.into(), voter: true, account }
+        Told { id: NodeId::new(name.as_bytes()[0].into()), name: name.into(), voter: true, account }
+    }
+
+    fn since(since: u64, told: Told) -> Told {
+        Told { account: Account { since, ..told.account }, ..told }
     }
 
     fn those(milestones: &[(u64, u64)]) -> Vec<Milestone> {
@@ -140,26 +144,36 @@ mod tests {
         assert_eq!(compare(&[(1024, 7)], &one_is_wrong, 3), other(1024, 7, &["c"]));
     }
 
-    /// The wrong state would win: the only member that is right would be stopped by another one's copy.
+    /// The wrong state would win: the only member that is right would be stopped by another one and its copy.
     #[test]
-    fn who_was_sent_its_state_after_the_members_began_to_differ_has_no_vote() {
-        let wrong = || told("a", &[(2048, 9), (3072, 10), (4096, 11)]);
-        let copy = |since| Told { account: Account { since, milestones: those(&[(4096, 11)]) }, ..told("c", &[]) };
-        let mine = [(1024, 6), (2048, 7), (3072, 8), (4096, 9)];
-        assert_eq!(compare(&mine, &[wrong(), copy(3500)], 3), other(4096, 9, &["a", "c"]));
-        assert_eq!(compare(&mine, &[wrong(), copy(2000)], 3), outvoted(4096, 9, 11, 2));
-        // Also when the beginning is not told any more.
+    fn a_copy_of_another_ones_state_has_no_vote_whenever_it_was_made_and_whatever_was_seen_of_that() {
+        let mine = those(&[(1024, 6), (2048, 7), (3072, 8), (4096, 9)]);
+        let wrong = || told("a", &[(1024, 6), (2048, 90), (3072, 91), (4096, 92)]);
+        let copies = [
+            // Long after they began to differ; within the same milestone; right behind one.
+            since(3500, told("c", &[(4096, 92)])),
+            since(1700, told("c", &[(2048, 90), (3072, 91), (4096, 92)])),
+            since(2048, told("c", &[(3072, 91), (4096, 92)])),
+        ];
+        for copy in copies {
+            let mut agreement = Agreement::default();
+            let before = [told("a", &[(1024, 6)]), told("c", &[(1024, 6)])];
+            assert_eq!(agreement.compare(&mine[..1], &before, 3), None);
+            let others = [wrong(), copy];
+            assert_eq!(agreement.compare(&mine, &others, 3), other(4096, 9, &["a", "c"]));
+            // After a restart of this one, and when the others have forgotten how it began.
+            let others = others.map(|told| since(told.account.since.max(1), told));
+            assert_eq!(Agreement::default().compare(&mine[3..], &others, 3), other(4096, 9, &["a", "c"]));
+        }
+    }
+
+    #[test]
+    fn who_was_sent_its_state_has_a_vote_once_the_two_have_agreed() {
         let mut agreement = Agreement::default();
-        let mine = those(&mine);
-        assert_eq!(agreement.compare(&mine[..2], &[wrong()], 3), other(2048, 7, &["a"]));
-        assert_eq!(agreement.compare(&mine[3..], &[told("c", &[])], 3), None, "one of them is silent");
-        assert_eq!(agreement.compare(&mine[3..], &[wrong(), copy(3500)], 3), other(4096, 9, &["a", "c"]));
-        // It ends when all have agreed again: another member may go wrong then.
-        let same = || [told("a", &[(4096, 9)]), told("c", &[(4096, 9)])];
-        assert_eq!(agreement.compare(&mine[3..], &same(), 3), None);
-        let wrong = those(&[(4096, 9), (5120, 1)]);
-        let right =
-            |name| Told { account: Account { since: 4000, ..told(name, &[(5120, 2)]).account }, ..told(name, &[]) };
-        assert_eq!(agreement.compare(&wrong, &[right("a"), right("c")], 3), outvoted(5120, 1, 2, 2));
+        let restarted = |name, milestones: &[(u64, u64)]| since(700, told(name, milestones));
+        let same = [restarted("a", &[(1024, 6)]), restarted("c", &[(1024, 6)])];
+        assert_eq!(agreement.compare(&those(&[(1024, 6)]), &same, 3), None);
+        let others = [restarted("a", &[(2048, 7)]), restarted("c", &[(2048, 7)])];
+        assert_eq!(agreement.compare(&those(&[(2048, 1)]), &others, 3), outvoted(2048, 1, 7, 2));
     }
 }

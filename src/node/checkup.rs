@@ -1,7 +1,7 @@
 //! What the members ask each other now and then: what their states are (see [`Agreement`]), and whether their disks have room.
 //!
 //! A member that is outvoted stops for good, with its directory marked as failed: what it would answer is not what was
-//! committed. Nobody tells another to stop. Without a majority nobody knows who is right, and all say so.
+//! committed. Nobody tells another to stop. Without a majority nobody knows who is right, and all say so, once a minute.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,8 @@ use crate::types::{Account, Member, Milestone, ShortDisk};
 const CHECKUP_INTERVAL: Duration = Duration::from_secs(5);
 /// Who does not answer in this time is passed over.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A difference that lasts is told again after so many checkups: once a minute.
+const TELL_AGAIN: u32 = 12;
 /// What was heard of a member counts until it has been passed over this many times in a row. More than once: one that is short
 /// of room may be slow for the same reason. Not for ever: one that is gone is to hold nobody up.
 const SILENCES_MAX: u32 = 3;
@@ -59,35 +61,40 @@ impl Disks {
 impl Node {
     /// Asks the other members for as long as the node serves.
     pub(super) async fn run_checkups(self: Arc<Self>) {
-        let (mut agreement, mut said) = (Agreement::default(), None);
-        while self.check_open().is_ok() {
+        let (mut agreement, mut told_before) = (Agreement::default(), None);
+        loop {
             rt::sleep(CHECKUP_INTERVAL).await;
+            // One that has stopped asks nothing more: what is known of it may be that it is a copy.
+            if self.check_open().is_err() {
+                return;
+            }
             let voters = self.members().iter().filter(|member| member.voter).count();
             let (mine, told) = self.ask_others().await;
             let difference = agreement.compare(&mine, &told, voters);
-            self.act_on(difference, voters, &mut said);
+            self.act_on(difference, voters, &mut told_before);
         }
     }
 
     /// What this member's state was, and what the others say of theirs.
     async fn ask_others(&self) -> (Vec<Milestone>, Vec<Told>) {
-        let before = self.state.account().milestones;
+        let before = self.state.account();
         let others: Vec<Member> = self.members().into_iter().filter(|member| member.id != self.id()).collect();
         let answers = join_all(others.iter().map(|other| self.ask(other))).await;
         let mut told = Vec::new();
-        for (Member { name, voter, .. }, answer) in others.into_iter().zip(answers) {
+        for (Member { id, name, voter, .. }, answer) in others.into_iter().zip(answers) {
             let (account, short) = answer.unzip();
             self.disks.note(&name, short);
             // Another release may make something else of the same state.
             if let Some((STATE_VERSION, account)) = account {
-                told.push(Told { name, voter, account });
+                told.push(Told { id, name, voter, account });
             }
         }
-        // Both from before and from now: the others have answered in between, and much may have been applied.
-        let now = self.state.account().milestones;
-        let first = now.first().map_or(u64::MAX, |first| first.index);
-        let passed = before.into_iter().filter(|milestone| milestone.index < first);
-        (passed.chain(now.iter().copied()).collect(), told)
+        // Both from before and from now: the others have answered in between, and much may have been applied. Unless that was
+        // another state.
+        let now = self.state.account();
+        let first = now.milestones.first().map_or(u64::MAX, |first| first.index);
+        let passed = before.milestones.into_iter().filter(|passed| passed.index < first && before.since == now.since);
+        (passed.chain(now.milestones.iter().copied()).collect(), told)
     }
 
     async fn ask(&self, member: &Member) -> Option<((u64, Account), Option<ShortDisk>)> {
@@ -104,22 +111,24 @@ impl Node {
         Reply::Checkup { version: STATE_VERSION, account: self.state.account(), short: self.short_disk() }
     }
 
-    /// `said` is what was said last.
-    fn act_on(&self, difference: Option<Difference>, voters: usize, said: &mut Option<Vec<String>>) {
+    /// `told_before` is who was said to differ the last time, and how many checkups ago.
+    fn act_on(&self, difference: Option<Difference>, voters: usize, told_before: &mut Option<(Vec<String>, u32)>) {
         match difference {
-            None => *said = None,
+            None => *told_before = None,
             Some(Difference::Outvoted { index, mine, theirs, votes }) => {
                 let why = format!(
                     "behind entry {index} it is {mine:016x} here and {theirs:016x} on {votes} of {voters} voters"
                 );
                 self.poison.fail(StorageError::new("state.redb", "state hash", why));
             }
-            Some(Difference::Other { index, mine, who }) if said.as_ref() != Some(&who) => {
-                let (name, mine) = (self.name(), format_args!("{mine:016x}"));
-                tracing::error!(name, index, mine, ?who, "members have another state behind the same entry");
-                *said = Some(who);
-            }
-            Some(Difference::Other { .. }) => {}
+            Some(Difference::Other { index, mine, who }) => match told_before {
+                Some((before, ago)) if *before == who && *ago + 1 < TELL_AGAIN => *ago += 1,
+                _ => {
+                    let (name, mine) = (self.name(), format_args!("{mine:016x}"));
+                    tracing::error!(name, index, mine, ?who, "members have another state behind the same entry");
+                    *told_before = Some((who, 0));
+                }
+            },
         }
     }
 

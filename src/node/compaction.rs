@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Node;
 use crate::command::{Command, Response};
+use crate::config::Retention;
 use crate::rt;
 use crate::storage::view::View;
 use crate::types::Revision;
@@ -19,7 +20,7 @@ const QUOTA_MARGIN: u64 = 8;
 /// Steps in which history grows too old: it is forgotten up to one such part of the bound later, and that many times the
 /// revision is remembered that was the newest then.
 const AGE_STEPS: u32 = 64;
-/// Most log entries left by a purge for bytes, for followers that are a little behind.
+/// Most log entries left by a purge for bytes, for followers that are a little behind; fewer if they are large.
 const LOG_KEPT_ENTRIES: u64 = 10_000;
 
 /// Which revision was the newest when.
@@ -90,7 +91,11 @@ impl Node {
             return;
         }
         if let Some(durable) = self.state.durable_applied() {
-            let kept = LOG_KEPT_ENTRIES.min(self.settings.retention.kept_entries);
+            let Retention { kept_entries, log_bytes, .. } = self.settings.retention;
+            let (purged, last) = self.log.bounds();
+            let entries = last.map_or(0, |last| last.index) - purged.map_or(0, |purged| purged.index);
+            let each = (self.log.bytes() / entries.max(1)).max(1);
+            let kept = LOG_KEPT_ENTRIES.min(kept_entries).min(log_bytes / 2 / each);
             let _ = raft.purge_log(durable.index.saturating_sub(kept)).await;
         }
     }

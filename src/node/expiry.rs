@@ -311,7 +311,7 @@ impl Node {
             mark(Mark::KeepaliveRefused);
             return Reply::Busy { what: "no quorum confirmed this leader".into() };
         };
-        if !mutant("keepalive_over_inherited_expiry") && !self.has_applied(index, started + 2 * ASK_TIMEOUT).await {
+        if !mutant("keepalive_over_inherited_expiry") && !self.has_applied(index, started + ASK_TIMEOUT).await {
             return Reply::Busy { what: "what was committed is not applied yet".into() };
         }
         let results: Option<Vec<_>> = leases.iter().map(|lease| self.leases.renew(*lease, leader)).collect();

@@ -40,16 +40,21 @@ pub(crate) const APPEND_WINDOW: usize = 4;
 /// How many times longer than a heartbeat an append may take, the follower's fsync included: 1.5 s at the default timing.
 const APPEND_PATIENCE: u32 = 10;
 /// How a snapshot begins, and how its chunks are sent: a receiver that was cut off when the transfer began is asked again soon
-/// after it is back, and one with a slow disk has fifty seconds for each before the library starts the transfer anew.
-const CHUNK: Patience = Patience { timeout: Duration::from_secs(2), tries: 25 };
+/// after it is back. One with a slow disk, or behind a slow line, has ten seconds for each after that, and some fifty in all
+/// before the library starts the transfer anew.
+const CHUNK: Patience = Patience { soon: 2, timeout: Duration::from_secs(10), tries: 7 };
 /// How the receiver is asked to install what it has received: it may take five minutes, but it is not a question of five
 /// minutes whether a request or its answer was lost.
-const FINISH: Patience = Patience { timeout: Duration::from_secs(10), tries: 30 };
+const FINISH: Patience = Patience { soon: 0, timeout: Duration::from_secs(10), tries: 30 };
+/// How long the first tries take at the most.
+const SOON: Duration = Duration::from_secs(2);
 /// The longest pause between two tries.
 const TRY_PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// How long one step of a snapshot may take to be acknowledged before it is sent again, and how often it is.
 struct Patience {
+    /// So many tries have [`SOON`], the others `timeout`.
+    soon: u32,
     timeout: Duration,
     tries: u32,
 }
@@ -211,9 +216,10 @@ impl Client {
 
     /// Sends one step of a snapshot until it is acknowledged; steps are idempotent.
     async fn snapshot_step(&self, request: Request, patience: Patience) -> Result<Reply, StreamingError<Config>> {
-        let (timeout, mut tries) = (patience.timeout, 0);
+        let mut tries = 0;
         loop {
             tries += 1;
+            let timeout = if tries <= patience.soon { SOON } else { patience.timeout };
             match self.link.ask(&self.peer, Some(self.target), Lane::Snapshot, &request, timeout).await {
                 Ok(Reply::Snapshot { refused: Some(why) }) => {
                     return Err(StreamingError::Network(NetworkError::from_string(why)));

@@ -11,7 +11,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::RowSpace;
 use crate::command::RecordId;
 
-/// Raised by any release that makes another digest of the same log: what it applies otherwise, or stores otherwise.
+/// Raised by any release that makes another digest of the same rows: members compare only digests of one version. A release
+/// that applies or stores something otherwise must do more: members that begin with it at different entries would differ, so
+/// it has to begin at one entry of the log.
 pub(crate) const STATE_VERSION: u64 = 1;
 
 pub(super) fn record_hash(id: RecordId, stored: &[u8]) -> u64 {

@@ -109,7 +109,7 @@ impl RowError {
     /// `what` was read, and not understood.
     pub(crate) fn unread(what: impl std::fmt::Display, error: &DecodeError) -> Self {
         let newer = match *error {
-            DecodeError::UnknownVersion { found, known, .. } => Some((found, known)),
+            DecodeError::UnknownVersion { found, known, .. } if found > known => Some((found, known)),
             _ => None,
         };
         RowError { what: format!("{what}: {error}"), newer }
