@@ -250,7 +250,7 @@ fn a_node_that_loses_power_at_any_operation_and_again_on_the_way_back_has_all_it
 }
 
 #[test]
-#[ignore = "half an hour: every operation, in every way, and every operation of every recovery"]
+#[ignore = "minutes, optimised: every operation, in every way, and every operation of every recovery"]
 fn a_node_that_loses_power_twice_at_any_two_operations_has_all_it_had_told() {
     let story = Story::new();
     for k in 0..operations(&story) {
