@@ -1,5 +1,6 @@
 //! Writes: once each, from any node, and honest about what is not known.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -212,23 +213,31 @@ async fn one_caller_of_a_follower_is_not_held_up_by_many_who_are_not_answered() 
     }
 }
 
+/// Has the first node carry out `writes` while it is cut off, and for long after: `busy` are to be refused, `done` written.
+async fn crowd<T: Debug>(
+    group: &Group,
+    writes: impl Iterator<Item = impl Future<Output = Result<T, Error>>>,
+    (busy, done): (usize, usize),
+) {
+    group.network.isolate("node-1");
+    let heal = async {
+        rt::sleep(Duration::from_secs(2)).await;
+        group.network.heal();
+    };
+    let (written, ()) = futures::join!(join_all(writes), heal);
+    let refused =
+        written.iter().filter(|w| matches!(w, Err(Error::NotApplied { why: Obstacle::Busy { .. }, .. }))).count();
+    let carried_out = written.iter().filter(|w| w.is_ok()).count();
+    assert_eq!((refused, carried_out), (busy, done), "{:?}", written.iter().find(|w| w.is_err()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn more_writes_than_the_limit_are_refused_at_once_and_the_others_go_on() {
     let group = Group::started(3, 1).await;
     let node = group.node(0);
     node.set("warm", &0).await.expect("written");
-    group.network.isolate("node-1");
-    let writes =
-        join_all((0..4200).map(|i| node.set(format!("k{i}"), &i).timeout(Duration::from_secs(30)).into_future()));
-    let heal = async {
-        rt::sleep(Duration::from_secs(2)).await;
-        group.network.heal();
-    };
-    let (written, ()) = futures::join!(writes, heal);
-    let busy =
-        written.iter().filter(|w| matches!(w, Err(Error::NotApplied { why: Obstacle::Busy { .. }, .. }))).count();
-    let done = written.iter().filter(|w| w.is_ok()).count();
-    assert_eq!((busy, done), (104, 4096), "{:?}", written.iter().find(|w| w.is_err()));
+    let write = |i: usize| node.set(format!("k{i}"), &i).timeout(Duration::from_secs(30)).into_future();
+    crowd(&group, (0..4200).map(write), (104, 4096)).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,19 +245,9 @@ async fn writes_that_would_take_too_much_memory_are_refused_at_once_and_the_othe
     let group = Group::started(3, 1).await;
     let node = group.node(0);
     node.set("warm", &0).await.expect("written");
-    group.network.isolate("node-1");
     let value = Raw(vec![7u8; 1_000_000].into());
-    let writes =
-        join_all((0..300).map(|i| node.set(format!("k{i}"), &value).timeout(Duration::from_secs(30)).into_future()));
-    let heal = async {
-        rt::sleep(Duration::from_secs(2)).await;
-        group.network.heal();
-    };
-    let (written, ()) = futures::join!(writes, heal);
-    let busy =
-        written.iter().filter(|w| matches!(w, Err(Error::NotApplied { why: Obstacle::Busy { .. }, .. }))).count();
-    let done = written.iter().filter(|w| w.is_ok()).count();
-    assert_eq!((busy, done), (32, 268), "{:?}", written.iter().find(|w| w.is_err()));
+    let write = |i: usize| node.set(format!("k{i}"), &value).timeout(Duration::from_secs(30)).into_future();
+    crowd(&group, (0..300).map(write), (32, 268)).await;
     node.set("k", &value).await.expect("there is room again");
 }
 
