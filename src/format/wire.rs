@@ -30,6 +30,15 @@ impl DecodeError {
     pub(crate) fn is_newer(&self) -> bool {
         matches!(self, DecodeError::UnknownTag { .. } | DecodeError::UnknownVersion { .. })
     }
+
+    /// The format of the bytes, and the newest one that this build reads, if they are in a newer one.
+    pub(crate) fn newer_format(&self) -> Option<(u64, u64)> {
+        match *self {
+            // No release has written one that is below the known ones.
+            DecodeError::UnknownVersion { found, known, .. } if found > known => Some((found, known)),
+            _ => None,
+        }
+    }
 }
 
 /// Appends values to a buffer. Writing cannot fail.
@@ -321,6 +330,13 @@ pub(crate) fn unseal(mut sealed: Bytes, what: &'static str) -> Result<Bytes, Dec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_format_above_the_known_one_is_a_newer_one() {
+        let version = |found| DecodeError::UnknownVersion { what: "row", found, known: 2 };
+        assert_eq!([1, 2, 3].map(|found| version(found).newer_format()), [None, None, Some((3, 2))]);
+        assert_eq!(DecodeError::Truncated("row").newer_format(), None);
+    }
 
     #[test]
     fn what_is_written_is_read_back_to_the_last_byte() {

@@ -108,11 +108,7 @@ impl RowError {
 
     /// `what` was read, and not understood.
     pub(crate) fn unread(what: impl std::fmt::Display, error: &DecodeError) -> Self {
-        let newer = match *error {
-            DecodeError::UnknownVersion { found, known, .. } if found > known => Some((found, known)),
-            _ => None,
-        };
-        RowError { what: format!("{what}: {error}"), newer }
+        RowError { what: format!("{what}: {error}"), newer: error.newer_format() }
     }
 
     /// The format it has, and the newest one that this build reads, if a newer release wrote it.

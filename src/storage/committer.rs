@@ -198,7 +198,7 @@ pub(crate) fn transact<T>(
 }
 
 pub(crate) fn closed() -> RowError {
-    RowError::new("it is closed".to_owned())
+    RowError::new("it is closed")
 }
 
 pub(crate) fn put_position(txn: &WriteTransaction, name: &[u8], meta: &[u8]) -> Result<(), RowError> {

@@ -264,11 +264,9 @@ impl Directory {
         if let Some(error) = self.poison.error() {
             return self.io(file, error.into());
         }
-        match format {
-            Some(&DecodeError::UnknownVersion { found, known, .. }) => {
-                StartError::NewerFormat { path: self.path(file), found, known }
-            }
-            _ => self.damaged(file, error.to_string()),
+        match format.and_then(DecodeError::newer_format) {
+            Some((found, known)) => StartError::NewerFormat { path: self.path(file), found, known },
+            None => self.damaged(file, error.to_string()),
         }
     }
 }

@@ -148,7 +148,7 @@ impl StoredBlock {
     }
 
     fn last(&self) -> Result<RecordId, RowError> {
-        self.get()?.last().ok_or_else(|| RowError::new("a block of no records".to_owned()))
+        self.get()?.last().ok_or_else(|| RowError::new("a block of no records"))
     }
 
     fn holds_any(&self, ids: &[RecordId]) -> Result<bool, RowError> {
